@@ -1,0 +1,1 @@
+"""From files to batches: volumes, stores, captions, splits, loading, generated data."""

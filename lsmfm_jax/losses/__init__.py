@@ -1,0 +1,1 @@
+"""Pure objectives: losses of pretraining and of each finetuning task."""

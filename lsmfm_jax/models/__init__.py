@@ -1,0 +1,1 @@
+"""Networks: two backbones, a text tower, heads."""

@@ -1,0 +1,1 @@
+"""What one step computes and one evaluation reports, a file for each task."""
