@@ -1,0 +1,190 @@
+"""Optimisers by ordered path rules: every parameter belongs to one group with its own rate, decay and thaw step."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """How a set of parameters trains.
+
+    Attributes:
+        name: shown in the table of groups.
+        rate_multiplier: times the base learning rate.
+        weight_decay: decoupled decay; None takes the base value.
+        thaw_step: optimiser step from which the group trains; parameters and moments rest before.
+        frozen: never trains; no moments are kept.
+    """
+
+    name: str
+    rate_multiplier: float = 1.0
+    weight_decay: float | None = None
+    thaw_step: int = 0
+    frozen: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Parameters whose path matches `pattern` (searched, `/`-joined) belong to `group`; the first rule wins."""
+
+    pattern: str
+    group: Group
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamWSettings:
+    """Base settings of AdamW; the defaults are PyTorch's.
+
+    Attributes:
+        learning_rate: rate at its highest.
+        schedule: `constant` or `cosine` (falls from the rate to `final_frac` of it at `total_steps`).
+        warmup_steps: steps of linear warm-up from 0.
+        total_steps: length of the run, steps.
+        final_frac: share of the rate at the end of the cosine.
+        weight_decay: decoupled weight decay.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root of the second moment.
+        clip_norm: largest global gradient norm; 0 turns clipping off.
+    """
+
+    learning_rate: float
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    total_steps: int = 1
+    final_frac: float = 0.0
+    weight_decay: float = 0.01
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 0.0
+
+
+def leaf_path(path: tuple[Any, ...]) -> str:
+    """A tree path as `a/b/c`."""
+    return "/".join(str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path)
+
+
+def assign_groups(params: PyTree, rules: Sequence[Rule]) -> PyTree:
+    """The group of every parameter, as a tree of the same structure.
+
+    Raises:
+        ValueError: a parameter that no rule covers; the message names it.
+    """
+    uncovered: list[str] = []
+
+    def group_of(path: tuple[Any, ...], _: Any) -> Group | None:
+        name = leaf_path(path)
+        for rule in rules:
+            if re.search(rule.pattern, name):
+                return rule.group
+        uncovered.append(name)
+        return None
+
+    groups = jax.tree_util.tree_map_with_path(group_of, params)
+    if uncovered:
+        raise ValueError(
+            f"no optimiser rule covers {len(uncovered)} parameters: {', '.join(uncovered[:10])}; "
+            f"rules: {', '.join(rule.pattern for rule in rules)}"
+        )
+    return groups
+
+
+def group_table(params: PyTree, rules: Sequence[Rule], settings: AdamWSettings) -> str:
+    """One line for each group that has parameters: rate, decay, thaw step, tensors and parameters in it."""
+    groups = assign_groups(params, rules)
+    counts: dict[Group, tuple[int, int]] = {}
+    leaves = zip(jax.tree.leaves(groups), jax.tree.leaves(params), strict=True)
+    for group, leaf in leaves:
+        tensors, scalars = counts.get(group, (0, 0))
+        counts[group] = (tensors + 1, scalars + int(leaf.size))
+    lines = [f"{'group':24}{'rate':>10}{'decay':>10}{'trains from':>14}{'tensors':>9}{'parameters':>13}"]
+    for group, (tensors, scalars) in counts.items():
+        rate = 0.0 if group.frozen else settings.learning_rate * group.rate_multiplier
+        decay = settings.weight_decay if group.weight_decay is None else group.weight_decay
+        start = "never" if group.frozen else f"step {group.thaw_step}"
+        lines.append(f"{group.name:24}{rate:>10.2g}{decay:>10.2g}{start:>14}{tensors:>9}{scalars:>13,}")
+    return "\n".join(lines)
+
+
+def learning_rate_schedule(settings: AdamWSettings) -> optax.Schedule:
+    """Learning rate by step; it never rises after its warm-up.
+
+    Raises:
+        ValueError: an unknown schedule.
+    """
+    rate = settings.learning_rate
+    if settings.schedule == "constant":
+        after = optax.constant_schedule(rate)
+    elif settings.schedule == "cosine":
+        steps = max(1, settings.total_steps - settings.warmup_steps)
+        after = optax.cosine_decay_schedule(rate, steps, alpha=settings.final_frac)
+    else:
+        raise ValueError(f"optim.schedule: {settings.schedule!r}; allowed: constant, cosine")
+    if not settings.warmup_steps:
+        return after
+    warmup = optax.linear_schedule(0.0, rate, settings.warmup_steps)
+    return optax.join_schedules([warmup, after], [settings.warmup_steps])
+
+
+def make_optimiser(
+    params: PyTree, rules: Sequence[Rule], settings: AdamWSettings
+) -> optax.GradientTransformation:
+    """AdamW with a group for each parameter.
+
+    Frozen groups keep no moments. A group with a thaw step keeps its parameters and moments still until then,
+    without recompiling at that step; its bias correction starts when it thaws.
+
+    Args:
+        params: parameters, or their shapes.
+        rules: ordered rules that must cover every parameter.
+        settings: base settings.
+    """
+    groups = assign_groups(params, rules)
+    labels = jax.tree.map(lambda group: group.name, groups)
+    schedule = learning_rate_schedule(settings)
+    transforms = {group.name: _group_transform(group, schedule, settings) for group in jax.tree.leaves(groups)}
+    by_group = optax.multi_transform(transforms, labels)
+    if not settings.clip_norm:
+        return by_group
+    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), by_group)
+
+
+def _group_transform(
+    group: Group, schedule: optax.Schedule, settings: AdamWSettings
+) -> optax.GradientTransformation:
+    if group.frozen:
+        return optax.set_to_zero()
+    decay = settings.weight_decay if group.weight_decay is None else group.weight_decay
+    moments = optax.chain(
+        optax.scale_by_adam(b1=settings.b1, b2=settings.b2, eps=settings.eps),
+        optax.add_decayed_weights(decay),
+    )
+
+    class ThawState(NamedTuple):
+        step: jax.Array
+        inner: Any
+
+    def init(params: PyTree) -> ThawState:
+        return ThawState(jnp.zeros((), jnp.int32), moments.init(params))
+
+    def update(updates: PyTree, state: ThawState, params: PyTree | None = None) -> tuple[PyTree, ThawState]:
+        # The rate follows the run's step, not the group's: a late thaw joins the schedule where it is.
+        rate = schedule(state.step) * group.rate_multiplier
+        new_updates, new_inner = moments.update(updates, state.inner, params)
+        new_updates = jax.tree.map(lambda leaf: -rate * leaf, new_updates)
+        if group.thaw_step:
+            thawed = state.step >= group.thaw_step
+            new_updates = jax.tree.map(lambda leaf: jnp.where(thawed, leaf, 0.0), new_updates)
+            new_inner = jax.tree.map(lambda new, old: jnp.where(thawed, new, old), new_inner, state.inner)
+        return new_updates, ThawState(state.step + 1, new_inner)
+
+    return optax.GradientTransformation(init, update)
