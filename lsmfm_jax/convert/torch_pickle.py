@@ -1,12 +1,11 @@
-"""The pickle dialect of torch files, read and written as plain data: nothing is imported and nothing is called.
+"""The pickle dialect of torch files, read as plain data: nothing is imported and nothing is called.
 
-Python's own unpickler is not used, because a pickle is a program and sandboxing its interpreter is a losing game. Here a
-small interpreter knows the instructions that `torch.save` emits and a closed table of names; any other
-instruction or name is an error.
+Python's own unpickler is not used, because a pickle is a program and sandboxing its interpreter is a losing
+game. Here a small interpreter knows the instructions that `torch.save` emits and a closed table of names; any
+other instruction or name is an error.
 """
 
-import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pickletools import genops
 from typing import Any
@@ -36,7 +35,7 @@ STORAGE_NAMES = {dtype: name for name, dtype in STORAGE_DTYPES.items()}
 
 @dataclass(frozen=True)
 class StorageRecord:
-    """A storage that the pickle refers to: the archive entry `data/<key>` with `elements` values of `dtype`."""
+    """A storage that the pickle refers to: `elements` values of `dtype` in the archive entry `data/<key>`."""
 
     key: str
     dtype: np.dtype
@@ -127,6 +126,10 @@ def _device(kind: Any, index: Any = None) -> str:
     return f"{kind!s}" if index is None else f"{kind!s}:{index!s}"
 
 
+def _path(*parts: Any) -> str:
+    return "/".join(str(part) for part in parts).replace("//", "/")
+
+
 def _bytes_from_text(text: Any, encoding: Any) -> bytes:
     if type(text) is not str or encoding != "latin1":
         raise TorchFileError("bytes in an unknown encoding")
@@ -135,9 +138,13 @@ def _bytes_from_text(text: Any, encoding: Any) -> bytes:
 
 def _numpy_dtype(code: Any, *_: Any) -> _NumpyDtype:
     if type(code) is not str or code.lstrip("<>=|") not in {
-        f"{kind}{size}" for kind, sizes in (("b", "1"), ("i", "1248"), ("u", "1248"), ("f", "248")) for size in sizes
+        f"{kind}{size}"
+        for kind, sizes in (("b", "1"), ("i", "1248"), ("u", "1248"), ("f", "248"))
+        for size in sizes
     }:
-        raise TorchFileError(f"a numpy value of dtype {str(code)[:40]!r}: only booleans, integers and floats are read")
+        raise TorchFileError(
+            f"a numpy value of dtype {str(code)[:40]!r}: only booleans, integers and floats are read"
+        )
     return _NumpyDtype(code)
 
 
@@ -160,12 +167,14 @@ _CALLS: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "Counter"): _pairs,
     ("builtins", "set"): _set,
     ("__builtin__", "set"): _set,
+    ("pathlib", "PosixPath"): _path,
+    ("pathlib._local", "PosixPath"): _path,
     ("_codecs", "encode"): _bytes_from_text,
     ("numpy", "dtype"): _numpy_dtype,
     ("numpy.core.multiarray", "scalar"): _numpy_scalar,
     ("numpy._core.multiarray", "scalar"): _numpy_scalar,
 }
-_DTYPE_NAMES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()
+_DTYPE_NAMES = {str(dtype) for dtype in STORAGE_NAMES}
 
 
 def _global(module: object, name: object) -> Any:
@@ -175,8 +184,8 @@ def _global(module: object, name: object) -> Any:
     if (module, name) in _CALLS or (module == "torch" and name in STORAGE_DTYPES):
         return _Name(str(module), str(name))
     raise TorchFileError(
-        f"it asks for `{str(module)[:80]}.{str(name)[:80]}`, which is code and not data. Only tensors, numbers, strings "
-        "and plain containers are read, and nothing of a file is ever run; save the state_dict alone "
+        f"it asks for `{str(module)[:80]}.{str(name)[:80]}`, which is code and not data. Only tensors, numbers, "
+        "strings and plain containers are read, and nothing of a file is ever run; save the state_dict alone "
         "(torch.save(model.state_dict(), ...)) where the file came from"
     )
 
@@ -218,8 +227,13 @@ def _reduce(callee: Any, arguments: Any) -> Any:
 
 
 def _build(target: Any, state: Any) -> Any:
-    """Object state: a state_dict's module versions and a parameter's attributes carry no values and are left out."""
-    if isinstance(target, _NumpyDtype) and type(state) is tuple and len(state) > 1 and state[1] in ("<", ">", "|"):
+    """Object state: a state_dict's module versions and a parameter's attributes, left out as they hold no values."""
+    if (
+        isinstance(target, _NumpyDtype)
+        and type(state) is tuple
+        and len(state) > 1
+        and state[1] in ("<", ">", "|")
+    ):
         return replace(target, code=state[1] + target.code.lstrip("<>=|"))
     if type(target) is dict or isinstance(target, TensorRecord):
         return target
@@ -323,6 +337,14 @@ def read_pickle(data: bytes) -> Any:
                 machine.step(opcode.name, argument)
     except TorchFileError:
         raise
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise TorchFileError(f"its pickle is damaged ({type(error).__name__}: {str(error)[:120]})") from error
     raise TorchFileError("its pickle ends early")
