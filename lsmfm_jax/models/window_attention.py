@@ -1,0 +1,191 @@
+"""Self-attention inside 3D windows, with a relative position bias: the token mixer of Swin transformers."""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from lsmfm_jax.models.conv import uniform_fan_in
+
+Triple = tuple[int, int, int]
+# What Swin adds to the score of a forbidden pair; exp(-100) is below float32's smallest normal number.
+FORBIDDEN = -100.0
+
+
+class WindowPlan(NamedTuple):
+    """How a map of one size is cut into windows.
+
+    Attributes:
+        window: window size along Z, Y, X, after shrinking to the map.
+        shift: voxels by which the map is rolled towards its origin before cutting.
+        padding: voxels added at the far end of each axis to reach a multiple of the window.
+        counts: windows along each axis.
+    """
+
+    window: Triple
+    shift: Triple
+    padding: Triple
+    counts: Triple
+
+
+@lru_cache
+def plan_windows(size: Triple, window: int, *, shifted: bool) -> WindowPlan:
+    """Plan the windows of a map: an axis that fits into one window gets one of its own size and is not shifted.
+
+    Args:
+        size: the map's size along Z, Y, X.
+        window: full window size, the same along every axis.
+        shifted: whether windows are moved by half a window, rounded down.
+    """
+    fits = tuple(n <= window for n in size)
+    used = tuple(n if fit else window for n, fit in zip(size, fits, strict=True))
+    shift = tuple(window // 2 if shifted and not fit else 0 for fit in fits)
+    padding = tuple(-n % w for n, w in zip(size, used, strict=True))
+    counts = tuple((n + p) // w for n, p, w in zip(size, padding, used, strict=True))
+    return WindowPlan(used, shift, padding, counts)
+
+
+@lru_cache
+def shift_mask(plan: WindowPlan) -> Float[np.ndarray, "w n n"] | None:
+    """Score offsets that keep apart the tokens a roll has brought together; None if nothing was rolled.
+
+    Along each axis the last window holds the map's far end and, rolled round, its beginning: 0 between tokens
+    of one region, -100 between regions.
+    """
+    if plan.shift == (0, 0, 0):
+        return None
+    regions = np.zeros((1, 1, 1), np.int32)
+    for axis, (count, length, shift) in enumerate(zip(plan.counts, plan.window, plan.shift, strict=True)):
+        line = np.zeros(count * length, np.int32)
+        if shift:
+            line[-length:-shift] = 1
+            line[-shift:] = 2
+        regions = regions * 3 + np.expand_dims(line, tuple(a for a in range(3) if a != axis))
+    region = _cut(regions[None, ..., None], plan)[0, :, :, 0]
+    return np.where(region[:, :, None] == region[:, None, :], 0.0, FORBIDDEN).astype(np.float32)
+
+
+@lru_cache
+def relative_position_index(window: int) -> Int[np.ndarray, "n n"]:
+    """Row of the bias table for each pair of tokens of a full cubic window, in raster order.
+
+    Row `((dz + w - 1) * (2w - 1) + dy + w - 1) * (2w - 1) + dx + w - 1` belongs to the offset (dz, dy, dx) of the
+    query from the key.
+    """
+    position = np.stack(np.meshgrid(*[np.arange(window)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    offset = position[:, None] - position[None] + window - 1
+    side = 2 * window - 1
+    return (offset @ np.array([side * side, side, 1])).astype(np.int32)
+
+
+def _cut(x, plan: WindowPlan):  # noqa: ANN001, ANN202  numpy or jax, and the same comes back
+    (nz, ny, nx), (wz, wy, wx) = plan.counts, plan.window
+    b, c = x.shape[0], x.shape[-1]
+    x = x.reshape(b, nz, wz, ny, wy, nx, wx, c).transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    return x.reshape(b, nz * ny * nx, wz * wy * wx, c)
+
+
+def partition_windows(x: Float[Array, "b z y x c"], plan: WindowPlan) -> Float[Array, "b w n c"]:
+    """Pad, roll and cut a map into windows of tokens in raster order."""
+    if any(plan.padding):
+        x = jnp.pad(x, ((0, 0), *((0, p) for p in plan.padding), (0, 0)))
+    if any(plan.shift):
+        x = jnp.roll(x, [-s for s in plan.shift], (1, 2, 3))
+    return _cut(x, plan)
+
+
+def merge_windows(x: Float[Array, "b w n c"], plan: WindowPlan) -> Float[Array, "b z y x c"]:
+    """Put windows back into a map: the inverse of `partition_windows`, padding dropped."""
+    (nz, ny, nx), (wz, wy, wx) = plan.counts, plan.window
+    b, c = x.shape[0], x.shape[-1]
+    x = x.reshape(b, nz, ny, nx, wz, wy, wx, c).transpose(0, 1, 4, 2, 5, 3, 6, 7)
+    x = x.reshape(b, nz * wz, ny * wy, nx * wx, c)
+    if any(plan.shift):
+        x = jnp.roll(x, plan.shift, (1, 2, 3))
+    size = [n * w - p for n, w, p in zip(plan.counts, plan.window, plan.padding, strict=True)]
+    return x[:, : size[0], : size[1], : size[2]]
+
+
+def relative_position_bias(
+    table: Float[Array, "rows heads"], *, window: int, tokens: int
+) -> Float[Array, "heads n n"]:
+    """Spread the bias table over the pairs of the first `tokens` tokens of a full window.
+
+    The table is Toeplitz along each axis, so the spread is a few slices: its gradient is a few sums, not a
+    scatter over every pair. A window shrunk to its map takes the corner of the *full* window's pairs, not those of
+    its own geometry: so did the networks whose weights we load (MONAI).
+    """
+    heads = table.shape[1]
+    side = 2 * window - 1
+    spread = table.T.reshape(heads, side, side, side)
+    for axis in (3, 2, 1):
+        rows = [jax.lax.slice_in_dim(spread, i, i + window, axis=axis) for i in range(window)]
+        # Along the slice, the key runs backwards: row i - k + w - 1 belongs to query i, key k.
+        spread = jnp.stack([jnp.flip(row, axis) for row in rows], axis=axis)
+    # heads, qz, kz, qy, ky, qx, kx
+    spread = spread.transpose(0, 1, 3, 5, 2, 4, 6).reshape(heads, window**3, window**3)
+    return spread[:, :tokens, :tokens]
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention within (shifted) windows.
+
+    Parameters: `qkv_kernel` (C, 3C), `qkv_bias` (3C), `relative_position_bias` ((2w-1)^3, heads), `out_kernel` (C, C),
+    `out_bias` (C), float32. Linear layers run on real tokens only; a padded token is a key and a value equal to the
+    bias, as it is when zeros pass through the linear layer.
+
+    Attributes:
+        heads: attention heads; must divide C.
+        window: full window size along each axis.
+        shifted: whether windows are moved by half a window.
+        dtype: compute dtype; scores and softmax are float32.
+    """
+
+    heads: int
+    window: int
+    shifted: bool
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b z y x c"]) -> Float[Array, "b z y x c"]:
+        """Mix the tokens of each window."""
+        width = x.shape[-1]
+        init = uniform_fan_in(width)
+        qkv_kernel = self.param("qkv_kernel", init, (width, 3 * width), jnp.float32)
+        qkv_bias = self.param("qkv_bias", init, (3 * width,), jnp.float32)
+        rows = (2 * self.window - 1) ** 3
+        table = self.param(
+            "relative_position_bias", nn.initializers.truncated_normal(0.02), (rows, self.heads), jnp.float32
+        )
+        out_kernel = self.param("out_kernel", init, (width, width), jnp.float32)
+        out_bias = self.param("out_bias", init, (width,), jnp.float32)
+
+        plan = plan_windows(x.shape[1:4], self.window, shifted=self.shifted)
+        projected = partition_windows(x.astype(self.dtype) @ qkv_kernel.astype(self.dtype), plan)
+        projected = (projected.astype(jnp.float32) + qkv_bias).astype(self.dtype)
+        bias = relative_position_bias(table, window=self.window, tokens=math.prod(plan.window))
+        mixed = merge_windows(attend(projected, bias, shift_mask(plan)), plan)
+        out = mixed @ out_kernel.astype(self.dtype)
+        return (out.astype(jnp.float32) + out_bias).astype(self.dtype)
+
+
+def attend(
+    qkv: Float[Array, "b w n c3"],
+    bias: Float[Array, "heads n n"],
+    mask: Float[np.ndarray, "w n n"] | None,
+) -> Float[Array, "b w n c"]:
+    """Scaled dot-product attention within each window, scores and softmax in float32."""
+    heads = bias.shape[0]
+    b, w, n, width = qkv.shape[:3] + (qkv.shape[3] // 3,)
+    query, key, value = jnp.moveaxis(qkv.reshape(b, w, n, 3, heads, width // heads), 3, 0)
+    query = query * jnp.asarray((width // heads) ** -0.5, query.dtype)
+    scores = jnp.einsum("bwqhd,bwkhd->bwhqk", query, key, preferred_element_type=jnp.float32) + bias
+    if mask is not None:
+        scores = scores + mask[:, None]
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("bwhqk,bwkhd->bwqhd", weights, value).reshape(b, w, n, width)
