@@ -135,8 +135,8 @@ def _split(content: Any) -> tuple[dict[str, TensorRecord], dict[str, Any]]:
     ]
     if wrong or not state:
         raise TorchFileError(
-            f"its state holds {'other things than tensors: ' + ', '.join(wrong[:8]) if wrong else 'no tensors'}; "
-            "known layouts are {name: tensor}, {'state_dict': {name: tensor}, ...} and {'model': {name: tensor}, ...}"
+            f"its state holds no tensors, or other things too ({', '.join(wrong[:8])}); known layouts are "
+            "{name: tensor}, {'state_dict': {name: tensor}, ...} and {'model': {name: tensor}, ...}"
         )
     return state, rest
 
@@ -169,8 +169,8 @@ def _not_a_zip(path: Path) -> str:
 def read_torch_file(path: str | os.PathLike[str]) -> TorchFile:
     """Read a checkpoint written by `torch.save` (zip format), or a `.safetensors` file, as numpy arrays.
 
-    Tensors keep their dtype (bfloat16 as `ml_dtypes.bfloat16`), shape and values bitwise. Nothing in the file is
-    ever run: names of code are refused, wherever in the file they are.
+    Tensors keep their dtype (bfloat16 as `ml_dtypes.bfloat16`), shape and values bitwise. Nothing in the file
+    is ever run: names of code are refused, wherever in the file they are.
 
     Raises:
         TorchFileError: damaged, truncated, unknown layout, or in need of code; names the file and the reason.
@@ -243,8 +243,8 @@ def write_torch_file(
 ) -> None:
     """Write arrays as a checkpoint that `torch.load(weights_only=True)` reads, or as `.safetensors`.
 
-    Without `metadata` the file is a plain state_dict; with it, `{**metadata, "state_dict": state}` as Lightning
-    has it (in safetensors the metadata must be strings). The file appears whole or not at all.
+    Without `metadata` the file is a plain state_dict; with it, `{**metadata, "state_dict": state}` as
+    Lightning has it (in safetensors the metadata must be strings). The file appears whole or not at all.
 
     Raises:
         TypeError: a dtype or a metadata value that the format cannot hold; names it.

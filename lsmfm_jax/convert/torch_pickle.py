@@ -184,9 +184,9 @@ def _global(module: object, name: object) -> Any:
     if (module, name) in _CALLS or (module == "torch" and name in STORAGE_DTYPES):
         return _Name(str(module), str(name))
     raise TorchFileError(
-        f"it asks for `{str(module)[:80]}.{str(name)[:80]}`, which is code and not data. Only tensors, numbers, "
-        "strings and plain containers are read, and nothing of a file is ever run; save the state_dict alone "
-        "(torch.save(model.state_dict(), ...)) where the file came from"
+        f"it asks for `{str(module)[:80]}.{str(name)[:80]}`, which is code and not data. Only tensors, "
+        "numbers, strings and plain containers are read, and nothing of a file is ever run; save the state_dict "
+        "alone (torch.save(model.state_dict(), ...)) where the file came from"
     )
 
 
@@ -227,7 +227,7 @@ def _reduce(callee: Any, arguments: Any) -> Any:
 
 
 def _build(target: Any, state: Any) -> Any:
-    """Object state: a state_dict's module versions and a parameter's attributes, left out as they hold no values."""
+    """Object state: module versions of a state_dict or attributes of a parameter, left out."""
     if (
         isinstance(target, _NumpyDtype)
         and type(state) is tuple
@@ -235,7 +235,7 @@ def _build(target: Any, state: Any) -> Any:
         and state[1] in ("<", ">", "|")
     ):
         return replace(target, code=state[1] + target.code.lstrip("<>=|"))
-    if type(target) is dict or isinstance(target, TensorRecord):
+    if type(target) is dict or isinstance(target, TensorRecord):  # no values are lost with these
         return target
     raise TorchFileError("state is set on something that has none")
 

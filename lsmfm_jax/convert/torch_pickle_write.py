@@ -64,7 +64,7 @@ def _emit(value: Any, where: str) -> bytes:
         )
         return b"ccollections\nOrderedDict\n)R(" + b"".join(items) + b"u"
     raise TypeError(
-        f"{where} is a {type(value).__name__}: torch files take tensors, numbers, strings, lists, tuples, dicts"
+        f"{where} is a {type(value).__name__}: a torch file takes tensors, numbers, text and plain containers"
     )
 
 
