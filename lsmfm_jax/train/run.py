@@ -1,0 +1,220 @@
+"""One run from its configuration to its end: devices, state, where it starts from, the loop."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from lsmfm_jax.config_files import as_json, differences
+from lsmfm_jax.train.checkpoint import Checkpoints, committed_steps, write_json_atomically
+from lsmfm_jax.train.initialise import take_over
+from lsmfm_jax.train.loop import Ending, Loop, LoopSettings, Run
+from lsmfm_jax.train.optim import AdamWSettings, Rule, group_table, make_optimiser
+from lsmfm_jax.train.sharding import batch_shardings, make_mesh, state_shardings
+from lsmfm_jax.train.state import TrainState, parameter_count, state_of
+from lsmfm_jax.train.step import build_train_step
+from lsmfm_jax.train.task import PyTree, Task
+from lsmfm_jax.train.tracking import Tracker
+
+
+class ResumeError(RuntimeError):
+    """A run folder that does not belong to this configuration; the message shows the difference."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a task needs around its functions to be trained.
+
+    Attributes:
+        task: its functions.
+        rules: optimiser groups by path.
+        batches: `start_step -> iterator` over this process's rows of each batch.
+        validation: this process's validation batches.
+        steps_per_epoch: optimiser steps in one pass over the training patches.
+        monitor: validation metric that decides what is best.
+        higher_is_better: the direction of that metric.
+        teacher_decay: of the exponential moving average; unused without a teacher.
+        teacher_updates_per_step: times the average is taken in a step.
+        initial: parts that replace freshly initialised ones, by origin: `origin -> (params, batch_stats)`,
+            nested dicts with as many levels as they replace, all leaves accounted for within each part.
+        record: facts written to `run.json` beside the configuration, such as the architecture and the split.
+    """
+
+    task: Task
+    rules: Sequence[Rule]
+    batches: Callable[[int], Iterator[PyTree]]
+    validation: Sequence[PyTree]
+    steps_per_epoch: int
+    monitor: str
+    higher_is_better: bool
+    teacher_decay: float = 0.0
+    teacher_updates_per_step: int = 1
+    initial: Sequence[tuple[str, dict[str, PyTree], dict[str, PyTree]]] = ()
+    record: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def check_run_folder(config: ConfigDict, folder: pathlib.Path, *, allow_change: bool = False) -> bool:
+    """Whether the folder holds a run to be continued.
+
+    Raises:
+        ResumeError: it holds a run of another configuration, and that was not allowed by name.
+    """
+    file = folder / "config.json"
+    if not file.exists():
+        return False
+    changed = differences(json.loads(file.read_text()), as_json(config))
+    if changed and not allow_change:
+        raise ResumeError(
+            f"{folder} holds a run of another configuration: {'; '.join(changed)}. Resume refused: use another "
+            "--workdir, undo the change, or pass --allow-config-change"
+        )
+    return True
+
+
+def execute(
+    config: ConfigDict, setup: Setup, folder: pathlib.Path, *, say: Callable[[str], None] = print
+) -> tuple[TrainState, Ending]:
+    """Trains to the end of the run, or to its next interruption.
+
+    The state comes from the first of these that is there: the folder's own last whole checkpoint; weights that
+    the configuration names in `init_from`, with other given parts; a fresh draw from the seed.
+    """
+    mesh = make_mesh(**config.mesh)
+    settings = optimiser_settings(config, setup.steps_per_epoch)
+    shapes = jax.eval_shape(setup.task.init, jax.random.key(config.seed))
+    optimiser = make_optimiser(shapes[0], setup.rules, settings)
+    table = group_table(shapes[0], setup.rules, settings)
+    main = jax.process_index() == 0
+    if main:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json_atomically(folder / "config.json", as_json(config))
+        write_json_atomically(folder / "run.json", setup.record)
+        (folder / "groups.txt").write_text(table + "\n")
+        say(f"{parameter_count(shapes[0]):,} parameters on {mesh.size} devices, mesh {dict(mesh.shape)}\n{table}")
+    abstract = jax.eval_shape(lambda p, s: state_of(setup.task, optimiser, p, s), *shapes)
+    shardings = state_shardings(abstract, mesh)
+    abstract = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, shardings
+    )
+    train = config.train
+    checkpoints = Checkpoints(
+        folder / "checkpoints", keep=train.keep_checkpoints, keep_period_steps=train.keep_period_steps
+    )
+    best = Checkpoints(folder / "best", keep=1)
+    restored = checkpoints.restore(abstract)
+    if restored is None:
+        state = _fresh_state(config, setup, optimiser, shardings, say)
+    else:
+        state = restored.state
+        say(f"resumed from {checkpoints.folder} at step {restored.step}")
+    step_fn = build_train_step(
+        setup.task,
+        optimiser,
+        seed=config.seed,
+        accumulate_steps=train.accumulate_steps,
+        teacher_decay=setup.teacher_decay,
+        teacher_updates_per_step=setup.teacher_updates_per_step,
+    )
+    loop_settings = LoopSettings(
+        epochs=train.epochs,
+        steps_per_epoch=setup.steps_per_epoch,
+        patience_epochs=train.patience_epochs,
+        log_every_steps=train.log_every_steps,
+        validate_every_epochs=train.validate_every_epochs,
+        pictures_every_epochs=train.pictures_every_epochs,
+        checkpoint_every_epochs=train.checkpoint_every_epochs,
+        max_bad_steps=train.max_bad_steps,
+        spike_factor=train.spike_factor,
+        on_disk_full=train.on_disk_full,
+        monitor=setup.monitor,
+        higher_is_better=setup.higher_is_better,
+    )
+    tracker = None
+    if main:
+        tracker = Tracker(
+            folder,
+            start_step=int(state.step),
+            total_steps=loop_settings.total_steps,
+            tensorboard=train.tensorboard,
+            wandb_project=train.wandb_project,
+        )
+    run = Run(
+        task=setup.task,
+        step=compile_step(step_fn, shardings, mesh),
+        batches=setup.batches,
+        validation=setup.validation,
+        mesh=mesh,
+        folder=folder,
+        checkpoints=checkpoints,
+        best_checkpoints=best,
+        tracker=tracker,
+    )
+    loop = Loop(run, loop_settings)
+    if restored is not None:
+        loop.resume_from(restored)
+    try:
+        return loop.go(state)
+    finally:
+        checkpoints.close()
+        best.close()
+        if tracker is not None:
+            tracker.close()
+
+
+def compile_step(step_fn: Callable[..., Any], shardings: PyTree, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
+    """Jits a step so that the state keeps its sharding and its memory."""
+
+    def with_shardings(state: TrainState, batch: PyTree) -> Any:
+        batch = jax.lax.with_sharding_constraint(batch, batch_shardings(batch, mesh))
+        return step_fn(state, batch)
+
+    return jax.jit(with_shardings, donate_argnums=0, in_shardings=(shardings, None), out_shardings=(shardings, None))
+
+
+def optimiser_settings(config: ConfigDict, steps_per_epoch: int) -> AdamWSettings:
+    """The optimiser's part of a configuration."""
+    optim = dict(config.optim)
+    return AdamWSettings(total_steps=config.train.epochs * steps_per_epoch, **optim)
+
+
+def _fresh_state(
+    config: ConfigDict, setup: Setup, optimiser: Any, shardings: PyTree, say: Callable[[str], None]
+) -> TrainState:
+    key = jax.random.key(config.seed)
+    params, batch_stats = jax.jit(setup.task.init, out_shardings=(shardings.params, shardings.batch_stats))(key)
+    if not setup.initial:
+        say("from scratch")
+    for origin, given_params, given_stats in setup.initial:
+        (params, batch_stats), line = _replace_parts(params, batch_stats, given_params, given_stats, config, origin)
+        say(line)
+    make = jax.jit(lambda p, s: state_of(setup.task, optimiser, p, s), out_shardings=shardings)
+    return make(params, batch_stats)
+
+
+def _replace_parts(
+    params: PyTree,
+    batch_stats: PyTree,
+    given_params: dict[str, PyTree],
+    given_stats: dict[str, PyTree],
+    config: ConfigDict,
+    origin: str,
+) -> tuple[tuple[PyTree, PyTree], str]:
+    """Takes over top-level parts, such as `backbone`, from other weights."""
+    wanted = {
+        "params": {name: params[name] for name in given_params},
+        "batch_stats": {name: batch_stats[name] for name in given_stats},
+    }
+    given = {"params": given_params, "batch_stats": given_stats}
+    filled, line = take_over(wanted, given, allow=config.init_allow, origin=origin)
+    # Back to the sharding of what they replace.
+    filled = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), filled, wanted)
+    return ({**params, **filled["params"]}, {**batch_stats, **filled["batch_stats"]}), line
+
+
+def has_checkpoint(folder: pathlib.Path) -> bool:
+    """Whether a run folder holds a checkpoint to continue from."""
+    return bool(committed_steps(folder / "checkpoints"))
