@@ -143,6 +143,7 @@ _PRETRAIN: Schema = {
         "source": Key("tiny", "Hugging Face BERT directory or name; tiny: a small random one"),
         "top_k_layers": Key(4, "transformer layers, from the top, that train after the warm-up", low=0),
         "train": Key(True, "train the top layers, embeddings, layer norms and pooler after the warm-up"),
+        "project_in_warmup": Key(True, "train the text projection during the warm-up too"),
         "pooling": Key("real", "tokens in the mean: real ones, or all with padding", choices=("real", "all")),
         "max_tokens": Key(128, "longest caption, tokens", low=8, high=512),
     },

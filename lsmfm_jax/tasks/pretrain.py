@@ -1,0 +1,341 @@
+"""Pretraining: masked reconstruction, distillation from an EMA teacher, image-text alignment and contrast.
+
+Source: paper, section 2.3. One step scales, resizes and augments the patches, hides random cubes of each from the
+student, and adds up four losses (equation 1). Image-only runs have no text tower at all.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+from ml_collections import ConfigDict
+
+from lsmfm_jax.augment import AugmentSettings, augment, scale_intensity
+from lsmfm_jax.losses import pretrain as losses
+from lsmfm_jax.masking import apply_mask, block_mask, fixed_masks
+from lsmfm_jax.metrics.retrieval import retrieval_accuracy
+from lsmfm_jax.models import build_backbone
+from lsmfm_jax.models.heads import LightDecoder, ProjectionHead, initial_logit_scale, logit_scale
+from lsmfm_jax.models.text import BertConfig, TextTower
+from lsmfm_jax.resample import resize_trilinear
+from lsmfm_jax.tasks.pretrain_pictures import draw_reconstructions
+from lsmfm_jax.train.task import Local, PyTree, Rows, Task
+
+# Not the seed of the run: every validation of every run hides the same voxels.
+_VALIDATION_SEED = 20_260_525
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """The modules of pretraining; the text modules are None in image-only mode."""
+
+    backbone: nn.Module
+    light_decoder: nn.Module
+    image_projection: nn.Module | None
+    text_tower: nn.Module | None
+    text_projection: nn.Module | None
+
+
+def build_networks(config: ConfigDict, bert: BertConfig | None) -> Networks:
+    """The modules that a configuration describes.
+
+    Args:
+        config: of task `pretrain`.
+        bert: sizes of the text tower; None builds no text modules.
+    """
+    model = config.model
+    backbone = build_backbone(
+        model.name, dtype=model.dtype, out_channels=model.out_channels, **model[model.name].to_dict()
+    )
+    dtype = jnp.dtype(model.dtype)
+    light_decoder = LightDecoder(dtype=dtype)
+    if bert is None:
+        return Networks(backbone, light_decoder, None, None, None)
+    return Networks(
+        backbone=backbone,
+        light_decoder=light_decoder,
+        image_projection=ProjectionHead(model.out_channels),
+        text_tower=TextTower(bert, dtype=dtype, pooling=config.text.pooling),
+        text_projection=ProjectionHead(model.out_channels),
+    )
+
+
+def pretraining_task(config: ConfigDict, bert: BertConfig | None, *, warmup_steps: int) -> Task:
+    """The functions of pretraining.
+
+    Args:
+        config: of task `pretrain`.
+        bert: sizes of the text tower, or None for image only.
+        warmup_steps: optimiser steps with the low mask ratio.
+    """
+    networks = build_networks(config, bert)
+    parts = _Pretraining(config, networks, warmup_steps)
+    return Task(
+        init=parts.init,
+        prepare=parts.prepare,
+        local=parts.local,
+        joint=parts.joint if bert is not None else None,
+        finish=parts.finish,
+        teacher_of=parts.teacher_of,
+        evaluate=parts.evaluate,
+        summarise=parts.summarise,
+        picture=parts.picture,
+        draw=draw_reconstructions,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pretraining:
+    config: ConfigDict
+    networks: Networks
+    warmup_steps: int
+
+    def init(self, key: Array) -> tuple[PyTree, PyTree]:
+        """Fresh parameters and batch statistics."""
+        networks, width = self.networks, self.config.model.out_channels
+        keys = jax.random.split(key, 5)
+        volume = jnp.zeros((1, *self.config.data.input_size, 1))
+        variables = networks.backbone.init(keys[0], volume, train=False, method="trunk")
+        # The decoder's parameters are those on the dense features, whatever tail the backbone has.
+        dense = jnp.zeros((1, 4, 4, 4, width))
+        params = {
+            "backbone": variables["params"],
+            "light_decoder": networks.light_decoder.init(keys[1], dense, None)["params"],
+        }
+        if networks.text_tower is not None:
+            tokens = jnp.zeros((1, 8), jnp.int32)
+            text = networks.text_tower.init(keys[2], tokens, tokens == 0)["params"]
+            hidden = jnp.zeros((1, networks.text_tower.config.hidden_size))
+            params |= {
+                "image_projection": networks.image_projection.init(keys[3], jnp.zeros((1, width)))["params"],
+                "text_tower": text,
+                "text_projection": networks.text_projection.init(keys[4], hidden)["params"],
+                "logit_scale": initial_logit_scale(self.config.loss.contrast_temperature),
+            }
+        return params, {"backbone": variables.get("batch_stats", {})}
+
+    def teacher_of(self, params: PyTree, batch_stats: PyTree) -> PyTree:
+        """The part that the teacher averages: the backbone, with its statistics unless configured otherwise."""
+        stats = batch_stats["backbone"]
+        if not self.config.teacher.average_statistics:
+            # The released code never copies statistics: its teacher normalises with those of a new network.
+            stats = jax.tree_util.tree_map_with_path(
+                lambda path, leaf: jnp.full_like(leaf, 1.0 if path[-1].key == "var" else 0.0), stats
+            )
+        return {"params": params["backbone"], "batch_stats": stats}
+
+    def volumes(self, batch: Rows) -> Float[Array, "b z y x 1"]:
+        """Patches in [0, 1] at the network's input size."""
+        scaled = scale_intensity(batch["image"], batch["low"], batch["high"])
+        return resize_trilinear(scaled[..., None], tuple(self.config.data.input_size))
+
+    def prepare(self, batch: Rows, key: Array, step: Array) -> Rows:
+        """Scales, resizes, augments and masks a batch."""
+        mask_config = self.config.mask
+        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch["image"].shape[0]))
+        keys = jax.vmap(jax.random.split)(keys)
+        settings = AugmentSettings(**self.config.augment.to_dict())
+        image = augment(self.volumes(batch), keys[:, 0], settings)
+        ratio = jnp.where(step < self.warmup_steps, mask_config.warmup_ratio, mask_config.ratio)
+        return self._rows(batch, image, block_mask(keys[:, 1], ratio=ratio, **self._mask_geometry()))
+
+    def _mask_geometry(self) -> dict[str, tuple[int, ...]]:
+        return {"grid": tuple(self.config.data.input_size), "block_sizes": tuple(self.config.mask.block_sizes)}
+
+    def _rows(self, batch: Rows, image: Float[Array, "b z y x 1"], mask: Bool[Array, "b z y x"]) -> Rows:
+        weight = batch.get("weight", jnp.ones(image.shape[0]))
+        masked = jnp.sum(mask, axis=(1, 2, 3), dtype=jnp.float32)
+        rows = {"image": image, "mask": mask, "weight": weight}
+        # Divides by the masked voxels of the whole batch, so that micro-batches add up to the batch.
+        rows["voxel_weight"] = weight / jnp.maximum(jnp.sum(weight * masked), 1.0)
+        if self.networks.text_tower is not None:
+            rows |= {name: batch[name] for name in ("tokens", "token_mask", "caption_key")}
+            # Patches of stores without captions have no key: they train the image losses only.
+            rows["pair_weight"] = weight * (batch["caption_key"] >= 0)
+        return rows
+
+    def local(self, params: PyTree, batch_stats: PyTree, teacher: PyTree, rows: Rows, step: Array) -> Local:
+        """Distillation and reconstruction of a micro-batch, and its embeddings."""
+        out, new_stats = self._student(params, batch_stats, rows, train=True)
+        sums, reconstruction, embeddings = self._compare(params, out, teacher, rows)
+        weights = self.config.loss
+        distill = jnp.sum(rows["voxel_weight"] * sums.divergence)
+        reconstruct = jnp.sum(rows["voxel_weight"] * reconstruction)
+        loss = weights.distill * distill + weights.reconstruct * reconstruct
+        logged = {"distill": distill, "reconstruct": reconstruct, **_entropy_sums(sums)}
+        return Local(loss, {**batch_stats, "backbone": new_stats}, logged, embeddings)
+
+    def joint(self, params: PyTree, joint: PyTree, rows: Rows, step: Array) -> tuple[Array, dict[str, Array]]:
+        """Alignment and contrast over the whole batch."""
+        image, text = joint
+        weight = rows["pair_weight"]
+        align = jnp.sum(weight * losses.alignment(image, text)) / jnp.maximum(jnp.sum(weight), 1.0)
+        contrast = self._contrast(params, image, text, rows["caption_key"], weight)
+        loss = self.config.loss.align * align + self.config.loss.contrast * contrast
+        return loss, {"align": align, "contrast": contrast, "logit_scale": logit_scale(params["logit_scale"])}
+
+    def _contrast(
+        self,
+        params: PyTree,
+        image: Float[Array, "b d"],
+        text: Float[Array, "b d"],
+        keys: Int[Array, " b"],
+        weight: Float[Array, " b"],
+    ) -> Float[Array, ""]:
+        scale = logit_scale(params["logit_scale"])
+        group = self.config.loss.contrast_group or image.shape[0]
+        by_caption = self.config.loss.positives == "caption"
+
+        def one(image: Array, text: Array, keys: Array, weight: Array) -> Array:
+            return losses.contrastive(image, text, scale, keys=keys if by_caption else None, weight=weight)
+
+        grouped = [leaf.reshape(-1, group, *leaf.shape[1:]) for leaf in (image, text, keys, weight)]
+        return jnp.mean(jax.vmap(one)(*grouped))
+
+    def finish(self, sums: dict[str, Array]) -> dict[str, Array]:
+        """Metrics from sums over micro-batches."""
+        sums = dict(sums)
+        monitors = losses.teacher_entropy_monitors(_sums_of_entropy(sums))
+        return sums | monitors
+
+    def _student(
+        self, params: PyTree, batch_stats: PyTree, rows: Rows, *, train: bool
+    ) -> tuple[Any, PyTree]:
+        variables = {"params": params["backbone"], "batch_stats": batch_stats["backbone"]}
+        masked = apply_mask(rows["image"], rows["mask"])
+        backbone = self.networks.backbone
+        if not train:
+            return backbone.apply(variables, masked, train=False, method="trunk"), batch_stats["backbone"]
+        out, changed = backbone.apply(variables, masked, train=True, method="trunk", mutable=["batch_stats"])
+        return out, changed.get("batch_stats", {})
+
+    def _compare(
+        self, params: PyTree, student: Any, teacher: PyTree, rows: Rows
+    ) -> tuple[losses.DistillationSums, Float[Array, " b"], PyTree]:
+        target = self._teacher(teacher, rows["image"])
+        weights = self.config.loss
+        sums = losses.distillation(
+            student.values,
+            student.tail,
+            target.values,
+            target.tail,
+            rows["mask"],
+            student_temperature=weights.student_temperature,
+            teacher_temperature=weights.teacher_temperature,
+        )
+        prediction = self._reconstruct(params, student)
+        reconstruction = losses.reconstruction_l1(prediction, rows["image"], rows["mask"])
+        return sums, reconstruction, self._embed(params, student, rows)
+
+    def _teacher(self, teacher: PyTree, image: Float[Array, "b z y x 1"]) -> Any:
+        out = self.networks.backbone.apply(teacher, image, train=False, method="trunk")
+        return jax.lax.stop_gradient(out)
+
+    def _reconstruct(self, params: PyTree, student: Any) -> Float[Array, "b z y x 1"]:
+        variables = {"params": params["light_decoder"]}
+        return self.networks.light_decoder.apply(variables, student.values, student.tail)
+
+    def _embed(self, params: PyTree, student: Any, rows: Rows) -> PyTree:
+        networks = self.networks
+        if networks.text_tower is None:
+            return None
+        pooled = losses.mean_normalised_features(student.values, student.tail)
+        image = networks.image_projection.apply({"params": params["image_projection"]}, pooled)
+        text = networks.text_tower.apply({"params": params["text_tower"]}, rows["tokens"], rows["token_mask"])
+        text = networks.text_projection.apply({"params": params["text_projection"]}, text)
+        return image, text
+
+    def _validation_rows(self, batch: Rows) -> Rows:
+        ratio = self.config.mask.ratio
+        mask = fixed_masks(_VALIDATION_SEED, batch["sample"], ratio=ratio, **self._mask_geometry())
+        return self._rows(batch, self.volumes(batch), mask)
+
+    def evaluate(self, params: PyTree, batch_stats: PyTree, teacher: PyTree, batch: Rows) -> PyTree:
+        """Per-sample figures of a validation batch, at the base mask ratio, with masks fixed by sample."""
+        rows = self._validation_rows(batch)
+        student, _ = self._student(params, batch_stats, rows, train=False)
+        sums, reconstruction, embeddings = self._compare(params, student, teacher, rows)
+        outputs = {
+            "distill": sums.divergence,
+            "reconstruct": reconstruction,
+            "voxels": sums.voxels,
+            "weight": rows["weight"],
+            "teacher_entropy": sums.teacher_entropy,
+            "teacher_probability": sums.teacher_probability,
+        }
+        if embeddings is not None:
+            image, text = embeddings
+            outputs |= {"image": image, "text": text, "caption_key": rows["caption_key"]}
+            outputs["logit_scale"] = params["logit_scale"]
+        return outputs
+
+    def summarise(self, outputs: list[PyTree]) -> dict[str, float]:
+        """Validation figures over all patches; `loss` has the fixed weights of the configuration's `report`."""
+        report = self.config.report
+        stacked = {
+            name: np.concatenate([output[name] for output in outputs])
+            for name in outputs[0]
+            if name != "logit_scale"
+        }
+        real = stacked["weight"] > 0
+        stacked = {name: values[real] for name, values in stacked.items()}
+        voxels = stacked["voxels"].sum()
+        values = {name: float(stacked[name].sum() / voxels) for name in ("distill", "reconstruct")}
+        loss = report.distill * values["distill"] + report.reconstruct * values["reconstruct"]
+        if "image" in stacked:
+            pairs = self._summarise_pairs(stacked, outputs[0]["logit_scale"])
+            values |= pairs
+            loss += report.align * pairs.get("align", 0.0) + report.contrast * pairs.get("contrast", 0.0)
+        sums = losses.DistillationSums(
+            divergence=jnp.asarray(stacked["distill"]),
+            voxels=jnp.asarray(stacked["voxels"]),
+            teacher_entropy=jnp.asarray(stacked["teacher_entropy"]),
+            teacher_probability=jnp.asarray(stacked["teacher_probability"]),
+        )
+        monitors = {name: float(value) for name, value in losses.teacher_entropy_monitors(sums).items()}
+        return {"loss": float(loss), **values, **monitors}
+
+    def _summarise_pairs(self, stacked: dict[str, np.ndarray], scale: np.ndarray) -> dict[str, float]:
+        paired = stacked["caption_key"] >= 0
+        if not paired.any():
+            return {}
+        image, text, keys = (stacked[name][paired] for name in ("image", "text", "caption_key"))
+        align = float(np.mean(losses.alignment(jnp.asarray(image), jnp.asarray(text))))
+        by_caption = self.config.loss.positives == "caption"
+        contrast = losses.contrastive(
+            jnp.asarray(image),
+            jnp.asarray(text),
+            logit_scale(jnp.asarray(scale)),
+            keys=jnp.asarray(keys) if by_caption else None,
+        )
+        return {"align": align, "contrast": float(contrast), **retrieval_accuracy(image, text, keys)}
+
+    def picture(self, params: PyTree, batch_stats: PyTree, teacher: PyTree, batch: Rows) -> PyTree:
+        """Input, mask and reconstruction of the first patches of a batch."""
+        count = min(self.config.train.pictures_count, batch["image"].shape[0])
+        rows = self._validation_rows({name: leaf[:count] for name, leaf in batch.items()})
+        student, _ = self._student(params, batch_stats, rows, train=False)
+        return {
+            "image": rows["image"][..., 0],
+            "mask": rows["mask"],
+            "reconstruction": self._reconstruct(params, student)[..., 0],
+            "weight": rows["weight"],
+        }
+
+
+def _entropy_sums(sums: losses.DistillationSums) -> dict[str, Array]:
+    return {
+        "_voxels": jnp.sum(sums.voxels),
+        "_entropy": jnp.sum(sums.teacher_entropy),
+        "_probability": jnp.sum(sums.teacher_probability, axis=0),
+    }
+
+
+def _sums_of_entropy(sums: dict[str, Array]) -> losses.DistillationSums:
+    """Takes the entries of `_entropy_sums` out of the sums."""
+    voxels, entropy, probability = (sums.pop(name)[None] for name in ("_voxels", "_entropy", "_probability"))
+    return losses.DistillationSums(jnp.zeros(1), voxels, entropy, probability)

@@ -1,0 +1,179 @@
+"""What surrounds pretraining: stores, split, captions, text tower, optimiser groups."""
+
+import logging
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from lsmfm_jax.config import ConfigError
+from lsmfm_jax.data.loader import TokenTable, build_token_table, make_loader, validation_batches
+from lsmfm_jax.data.splits import Split, load_split, split_by_volume
+from lsmfm_jax.data.store import PatchStore
+from lsmfm_jax.models.text import LoadedText, load_text_tower, trainable_text_rules
+from lsmfm_jax.models.tiny_bert import build_tiny_bert
+from lsmfm_jax.tasks.pretrain import pretraining_task
+from lsmfm_jax.train.optim import Group, Rule
+from lsmfm_jax.train.run import Setup
+
+log = logging.getLogger(__name__)
+
+TEXT_FOLDER = "text"
+
+
+def pretraining_setup(config: ConfigDict, folder: pathlib.Path, *, say: Callable[[str], None] = print) -> Setup:
+    """Opens the data and the text model of a pretraining run.
+
+    Args:
+        config: validated configuration of task `pretrain`.
+        folder: run folder; the split goes to `split.json`, a tiny text model to `text/`.
+        say: prints a line.
+
+    Raises:
+        ConfigError: no stores, or stores that do not fit together.
+    """
+    if not config.data.stores:
+        raise ConfigError("data.stores: (); name at least one patch store made by `lsmfm data ingest`")
+    stores = [PatchStore.open(path) for path in config.data.stores]
+    split = _split(config, stores, folder)
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        split.save(folder / "split.json")
+    say(
+        f"{len(split.train)} patches of {len(split.train_volumes)} volumes to train, {len(split.validation)} of "
+        f"{len(split.validation_volumes)} to validate"
+    )
+    captions = merge_captions(stores)
+    text = _text(config, captions, folder) if config.text.enabled else None
+    table = build_token_table(captions, text.tokenizer, config.text.max_tokens) if text else None
+    steps_per_epoch = max(1, len(split.train) // config.train.batch_size)
+    warmup_steps = config.warmup_epochs * steps_per_epoch
+    bert = text.config if text else None
+    task = pretraining_task(config, bert, warmup_steps=warmup_steps)
+    initial = [(f"text model {config.text.source}", {"text_tower": text.params}, {})] if text else []
+    return Setup(
+        task=task,
+        rules=pretraining_rules(config, bert.num_layers if bert else 0, warmup_steps),
+        batches=_train_batches(config, stores, split, table),
+        validation=_validation(config, stores, split, table),
+        steps_per_epoch=steps_per_epoch,
+        monitor="loss",
+        higher_is_better=False,
+        teacher_decay=config.teacher.decay,
+        teacher_updates_per_step=config.teacher.updates_per_step,
+        initial=initial,
+        record=_record(config, stores, split, captions),
+    )
+
+
+def pretraining_rules(config: ConfigDict, text_layers: int, warmup_steps: int) -> list[Rule]:
+    """Optimiser groups of pretraining: everything trains from the start but the text tower."""
+    base = Group("student and heads")
+    rules = [Rule("^(backbone|light_decoder|image_projection)/", base), Rule("^logit_scale$", base)]
+    if not config.text.enabled:
+        return rules
+    frozen = Group("text tower, frozen", frozen=True)
+    late = Group("text, after the warm-up", thaw_step=warmup_steps)
+    rules.append(Rule("^text_projection/", base if config.text.project_in_warmup else late))
+    if config.text.train:
+        top_k = min(config.text.top_k_layers, text_layers)
+        for pattern, trains in trainable_text_rules(text_layers, top_k):
+            inside = pattern.removeprefix("(^|/)")
+            rules.append(Rule(f"^text_tower/(.*/)?{inside}", late if trains else frozen))
+    rules.append(Rule("^text_tower/", frozen))
+    return rules
+
+
+def merge_captions(stores: Sequence[PatchStore]) -> dict[str, list[str]]:
+    """Caption key to its texts over all stores; a key that several stores have keeps the texts of each."""
+    merged: dict[str, list[str]] = {}
+    for store in stores:
+        for key, texts in store.captions.items():
+            known = merged.setdefault(key, [])
+            known += [text for text in texts if text not in known]
+    return merged
+
+
+def _split(config: ConfigDict, stores: Sequence[PatchStore], folder: pathlib.Path) -> Split:
+    rows = [row for store in stores for row in store.rows]
+    earlier = pathlib.Path(config.data.split) if config.data.split else folder / "split.json"
+    if config.data.split or earlier.exists():
+        return load_split(earlier, rows, by_file=config.data.split_by == "file")
+    return split_by_volume(
+        rows,
+        validation_frac=config.data.validation_frac,
+        seed=config.seed,
+        by_file=config.data.split_by == "file",
+    )
+
+
+def _text(config: ConfigDict, captions: dict[str, list[str]], folder: pathlib.Path) -> LoadedText:
+    if not captions:
+        raise ConfigError(
+            "text.enabled: True, but no store has captions; ingest with --captions, or set text.enabled to False"
+        )
+    if config.text.source != "tiny":
+        return load_text_tower(config.text.source)
+    target = folder / TEXT_FOLDER
+    if jax.process_index() == 0 and not (target / "config.json").exists():
+        texts = [text for key in sorted(captions) for text in captions[key]]
+        build_tiny_bert(target, texts, max_positions=config.text.max_tokens, seed=config.seed)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("text model written")
+    return load_text_tower(target)
+
+
+def _loader_settings(config: ConfigDict) -> dict[str, Any]:
+    return {
+        "batch_size": config.train.batch_size,
+        "patch_size": tuple(config.data.patch_size),
+        "lower_percentile": config.data.lower_percentile,
+        "upper_percentile": config.data.upper_percentile,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+    }
+
+
+def _train_batches(
+    config: ConfigDict, stores: Sequence[PatchStore], split: Split, table: TokenTable | None
+) -> Callable[[int], Any]:
+    def batches(start_step: int) -> Any:
+        return make_loader(
+            stores,
+            split.train,
+            seed=config.seed,
+            token_table=table,
+            workers=config.data.workers,
+            max_bad_frac=config.data.max_bad_frac,
+            start_step=start_step,
+            **_loader_settings(config),
+        )
+
+    return batches
+
+
+def _validation(
+    config: ConfigDict, stores: Sequence[PatchStore], split: Split, table: TokenTable | None
+) -> list[Any]:
+    return list(validation_batches(stores, split.validation, token_table=table, **_loader_settings(config)))
+
+
+def _record(
+    config: ConfigDict, stores: Sequence[PatchStore], split: Split, captions: dict[str, list[str]]
+) -> dict[str, Any]:
+    model = config.model
+    return {
+        "task": config.task,
+        "architecture": {
+            "name": model.name,
+            "out_channels": model.out_channels,
+            **model[model.name].to_dict(),
+        },
+        "stores": [str(store.path) for store in stores],
+        "patches": {"train": len(split.train), "validation": len(split.validation)},
+        "caption_keys": sorted(captions),
+    }
