@@ -1,4 +1,4 @@
-"""Generated light-sheet volumes: patches with masks and captions, written in the layouts that can be ingested."""
+"""Generated light-sheet volumes: patches with masks and captions, written in layouts that can be ingested."""
 
 import dataclasses
 import gzip
@@ -53,7 +53,7 @@ def make_phantom(
 
 
 def blur_counts(image: UInt16[np.ndarray, "z y x"], rng: np.random.Generator) -> UInt16[np.ndarray, "z y x"]:
-    """The blurred companion of a patch: Gaussian of sigma 2.5 voxels, then N(0, 2.5) counts (the paper's task)."""
+    """The blurred companion of a patch: a Gaussian of sigma 2.5 voxels, then N(0, 2.5) counts (the paper's)."""
     soft = gaussian_filter(image.astype(np.float32), sigma=2.5)
     noisy = soft + 2.5 * rng.standard_normal(image.shape, dtype=np.float32)
     return np.clip(np.rint(noisy), 0, np.iinfo(np.uint16).max).astype(np.uint16)
@@ -95,7 +95,9 @@ def write_phantoms(
             if blurred:
                 arrays["_blurred"] = blur_counts(image, rng)
             for suffix, array in arrays.items():
-                files.append(_write_nifti(stem.with_name(f"{stem.name}{suffix}.nii.gz"), array, optics.voxel_um))
+                files.append(
+                    _write_nifti(stem.with_name(f"{stem.name}{suffix}.nii.gz"), array, optics.voxel_um)
+                )
             key = stem.parent.parent.name if layout == "wu" else kind
             captions[key] = volume_captions(kind, params) if layout == "wu" else list(CAPTIONS[kind])
     return [*files, _write_captions(out / "captions.json", captions)]

@@ -109,7 +109,7 @@ def walk(
     wander: float,
     rng: np.random.Generator,
 ) -> Float[np.ndarray, "n 3"]:
-    """A smooth random curve from `start_um`; `wander` is the drift of its direction per square-root micrometre."""
+    """A smooth random curve; its direction drifts by `wander` over one micrometre, and as the root of more."""
     steps = max(2, round(length_um / step_um))
     turns = np.cumsum(rng.normal(scale=wander * np.sqrt(step_um), size=(steps, 3)), axis=0)
     directions = _unit(_unit(direction[None]) + turns)

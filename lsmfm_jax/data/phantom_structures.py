@@ -59,11 +59,17 @@ def nuclei(size: tuple[int, int, int], voxel_um: np.ndarray, rng: np.random.Gene
         margin_um=6,
         rng=rng,
     )
-    crowding = shapes.smooth_noise(size, 60 / voxel_um, rng) + 0.3 * shapes.smooth_noise(size, 18 / voxel_um, rng)
+    crowding = shapes.smooth_noise(size, 60 / voxel_um, rng) + 0.3 * shapes.smooth_noise(
+        size, 18 / voxel_um, rng
+    )
     nearest = np.clip(np.rint(centres / voxel_um).astype(int), 0, np.array(size) - 1)
-    centres = centres[rng.uniform(size=len(centres)) < 1 / (1 + np.exp(-2.5 * (crowding[tuple(nearest.T)] + 0.5)))]
+    centres = centres[
+        rng.uniform(size=len(centres)) < 1 / (1 + np.exp(-2.5 * (crowding[tuple(nearest.T)] + 0.5)))
+    ]
     count = len(centres)
-    radii = radius * np.exp(rng.normal(scale=[[0.16]], size=(count, 3))) * rng.uniform(0.8, 1.15, size=(count, 1))
+    radii = (
+        radius * np.exp(rng.normal(scale=[[0.16]], size=(count, 3))) * rng.uniform(0.8, 1.15, size=(count, 1))
+    )
     amplitudes = np.clip(np.exp(rng.normal(-0.55, 0.42, size=count)), 0.12, 1.4)
     canvas.stamp(centres, shapes.ellipsoids(radii, shapes.random_rotations(count, rng)), amplitudes)
     chromatin = shapes.smooth_noise(size, np.maximum(2.4 / voxel_um, 1.0), rng)
@@ -90,7 +96,12 @@ def plaques(size: tuple[int, int, int], voxel_um: np.ndarray, rng: np.random.Gen
             shapes.ellipsoids(sizes, shapes.random_rotations(lobes, rng)),
             brightness * rng.uniform(0.5, 1.0, size=lobes),
         )
-        canvas.stamp(centre[None], shapes.spheres(np.array([1.5 * radius])), np.array([0.16 * brightness]), in_mask=False)
+        canvas.stamp(
+            centre[None],
+            shapes.spheres(np.array([1.5 * radius])),
+            np.array([0.16 * brightness]),
+            in_mask=False,
+        )
     ragged = shapes.smooth_noise(size, np.maximum(5 / voxel_um, 1.0), rng)
     canvas.label *= np.clip(1 + 0.3 * ragged, 0.2, 1.8)
     return canvas.finish(len(centres))
@@ -133,7 +144,9 @@ def _capillaries(extent: np.ndarray, trunks: np.ndarray, rng: np.random.Generato
     Every curve goes to the nearest point not yet left twice, turning as little as it must, and is rounded
     by a spline: long smooth vessels that meet at points, rather than a lattice of straight struts.
     """
-    nodes = shapes.place(extent, density_per_mm3=rng.uniform(0.5e4, 1.2e4), spacing_um=30, margin_um=30, rng=rng)
+    nodes = shapes.place(
+        extent, density_per_mm3=rng.uniform(0.5e4, 1.2e4), spacing_um=30, margin_um=30, rng=rng
+    )
     if len(nodes) < 8:
         return []
     _, neighbours = cKDTree(nodes).query(nodes, k=8)
@@ -143,7 +156,11 @@ def _capillaries(extent: np.ndarray, trunks: np.ndarray, rng: np.random.Generato
     for first in rng.permutation(len(nodes)):
         if visits[first] >= 2:
             continue
-        path = [trunks[nearest_trunk[first]]] if np.linalg.norm(trunks[nearest_trunk[first]] - nodes[first]) < 60 else []
+        path = (
+            [trunks[nearest_trunk[first]]]
+            if np.linalg.norm(trunks[nearest_trunk[first]] - nodes[first]) < 60
+            else []
+        )
         at, heading = int(first), rng.normal(size=3)
         for _ in range(rng.integers(3, 8)):
             path.append(nodes[at])
@@ -169,7 +186,9 @@ def neurons(size: tuple[int, int, int], voxel_um: np.ndarray, rng: np.random.Gen
         soma = rng.uniform(0.02, 0.98, size=3) * extent
         radius, brightness = rng.uniform(5, 8.5), rng.uniform(0.3, 1.0)
         stretch = radius * np.array([[1.0, rng.uniform(0.75, 1.0), rng.uniform(1.1, 1.5)]])
-        canvas.stamp(soma[None], shapes.ellipsoids(stretch, shapes.random_rotations(1, rng)), np.array([brightness]))
+        canvas.stamp(
+            soma[None], shapes.ellipsoids(stretch, shapes.random_rotations(1, rng)), np.array([brightness])
+        )
         headings = [upward + rng.normal(scale=0.25, size=3), *rng.normal(size=(rng.integers(3, 6), 3))]
         for index, heading in enumerate(headings):
             points, radii = shapes.tree(
@@ -201,7 +220,9 @@ def glia(size: tuple[int, int, int], voxel_um: np.ndarray, rng: np.random.Genera
     for centre in centres:
         brightness = float(np.clip(np.exp(rng.normal(-0.5, 0.45)), 0.15, 1.3))
         radii = rng.uniform(3.6, 5.6) * np.array([[1.0, rng.uniform(0.7, 1.0), rng.uniform(1.1, 1.7)]])
-        canvas.stamp(centre[None], shapes.ellipsoids(radii, shapes.random_rotations(1, rng)), np.array([brightness]))
+        canvas.stamp(
+            centre[None], shapes.ellipsoids(radii, shapes.random_rotations(1, rng)), np.array([brightness])
+        )
         for heading in rng.normal(size=(rng.integers(4, 8), 3)):
             points, arm = shapes.tree(
                 centre,
@@ -240,13 +261,19 @@ def surroundings(
     """
     tissue = np.ones(size, np.float32)
     for scale_um, share in ((70.0, 0.7), (22.0, 0.5), (7.0, 0.6), (3.5, 0.6)):
-        tissue *= np.exp(texture * share * shapes.smooth_noise(size, np.maximum(scale_um / voxel_um, 1.0), rng))
-    grid = np.meshgrid(*[np.arange(n) * v for n, v in zip(size, voxel_um, strict=True)], indexing="ij", sparse=True)
+        tissue *= np.exp(
+            texture * share * shapes.smooth_noise(size, np.maximum(scale_um / voxel_um, 1.0), rng)
+        )
+    grid = np.meshgrid(
+        *[np.arange(n) * v for n, v in zip(size, voxel_um, strict=True)], indexing="ij", sparse=True
+    )
     extent = np.array(size) * voxel_um
     if rng.uniform() < (0.7 if kind == "plaques" else 0.2):
         normal = rng.normal(size=3)
         normal /= np.linalg.norm(normal)
-        shift = sum(g * n for g, n in zip(grid, normal, strict=True)) - float(rng.uniform(size=3) * extent @ normal)
+        shift = sum(g * n for g, n in zip(grid, normal, strict=True)) - float(
+            rng.uniform(size=3) * extent @ normal
+        )
         shift = shift + 0.05 * extent.mean() * shapes.smooth_noise(size, 60 / voxel_um, rng)
         width = rng.uniform(0.06, 0.25) * extent.mean()
         tissue *= (1 + rng.uniform(0.2, 0.6) * np.exp(-0.5 * (shift / width) ** 2)).astype(np.float32)
@@ -255,7 +282,11 @@ def surroundings(
         start = rng.uniform(-0.1, 1.1, size=3) * extent
         points = shapes.walk(start, rng.normal(size=3), length_um=200, step_um=3, wander=0.03, rng=rng)
         shapes.stamp(
-            holes, points, shapes.spheres(np.full(len(points), rng.uniform(3, 7))), np.ones(len(points)), voxel_um=voxel_um
+            holes,
+            points,
+            shapes.spheres(np.full(len(points), rng.uniform(3, 7))),
+            np.ones(len(points)),
+            voxel_um=voxel_um,
         )
     tissue *= 1 - 0.5 * holes
     # Specks of dirt and clotted dye, far brighter than anything meant to be stained.
