@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from lsmfm_jax.augment import AugmentSettings, augment, scale_intensity
+from lsmfm_jax.augment import augment, scale_intensity
 from lsmfm_jax.losses import pretrain as losses
 from lsmfm_jax.masking import apply_mask, block_mask, fixed_masks
 from lsmfm_jax.metrics.retrieval import retrieval_accuracy
@@ -22,6 +22,7 @@ from lsmfm_jax.models import build_backbone
 from lsmfm_jax.models.heads import LightDecoder, ProjectionHead, initial_logit_scale, logit_scale
 from lsmfm_jax.models.text import BertConfig, TextTower
 from lsmfm_jax.resample import resize_trilinear
+from lsmfm_jax.tasks.inputs import augment_settings
 from lsmfm_jax.tasks.pretrain_pictures import draw_reconstructions
 from lsmfm_jax.train.task import Local, PyTree, Rows, Task
 
@@ -138,8 +139,7 @@ class _Pretraining:
         mask_config = self.config.mask
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch["image"].shape[0]))
         keys = jax.vmap(jax.random.split)(keys)
-        settings = AugmentSettings(**self.config.augment.to_dict())
-        image = augment(self.volumes(batch), keys[:, 0], settings)
+        image = augment(self.volumes(batch), keys[:, 0], settings=augment_settings(self.config.augment))
         ratio = jnp.where(step < self.warmup_steps, mask_config.warmup_ratio, mask_config.ratio)
         return self._rows(batch, image, block_mask(keys[:, 1], ratio=ratio, **self._mask_geometry()))
 

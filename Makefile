@@ -1,0 +1,53 @@
+# Everything sets itself up: only git, make and Python 3.11 or newer are needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Pretraining on your own patches: make pretrain DATA=folder LAYOUT=wu CAPTIONS=captions.json CONFIG=configs/...
+DATA ?= runs/phantom/patches
+LAYOUT ?= selma
+CAPTIONS ?= $(wildcard $(DATA)/captions.json)
+CONFIG ?= configs/pretrain_unet.py:tiny
+RUN ?= runs/pretrain
+STORE ?= $(RUN)-store
+
+.PHONY: pretrain test parity lint clean
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+.venv-parity/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/python -m pip install --quiet --upgrade pip
+	.venv-parity/bin/python -m pip install --quiet torch==2.13.0
+	.venv-parity/bin/python -m pip install --quiet monai==1.6.1 einops --editable '.[test]'
+	touch $@
+
+runs/phantom/patches: | $(VENV)/.ready
+	$(BIN)/lsmfm data phantom --out $@.tmp --count 60 --size 48,48,48 --layout selma --seed 1
+	mv $@.tmp $@
+
+pretrain: $(VENV)/.ready $(if $(filter runs/phantom/patches,$(DATA)),runs/phantom/patches)
+	$(BIN)/lsmfm data ingest --layout $(LAYOUT) --root $(DATA) --out $(STORE) \
+	  --captions $(or $(CAPTIONS),$(DATA)/captions.json)
+	$(BIN)/lsmfm data info $(STORE)
+	$(BIN)/lsmfm pretrain --config $(CONFIG) --workdir $(RUN) --config.data.stores="('$(STORE)',)"
+
+test: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+parity: .venv-parity/.ready
+	.venv-parity/bin/python -m pytest -o addopts="-q" tests/parity
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf runs .venv .venv-parity .pytest_cache .ruff_cache

@@ -1,0 +1,218 @@
+"""The `lsmfm` command: parses its arguments, wires task, data and loop together, and knows nothing else."""
+
+import argparse
+import logging
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from lsmfm_jax import __version__
+from lsmfm_jax.config import ConfigError
+from lsmfm_jax.config_files import load_config
+
+LAYOUTS = ("wu", "selma", "connection", "dev_mouse", "human2", "flat")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code. An expected error is one message on stderr and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.getLogger("lsmfm_jax").setLevel(logging.INFO)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and not getattr(options, "takes_overrides", False):
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    options.overrides = rest
+    try:
+        return options.run(options)
+    except Exception as error:
+        if not _expected(error):
+            raise
+        print(f"lsmfm: {error}", file=sys.stderr)
+        return 2
+
+
+def _expected(error: Exception) -> bool:
+    """Errors of this package, and of missing files, explain themselves; all others deserve their traceback."""
+    return type(error).__module__.startswith("lsmfm_jax") or isinstance(error, FileNotFoundError)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lsmfm", description="Pretrain and finetune 3D networks on light-sheet microscopy."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_data(commands)
+    _add_training(commands)
+    _add_report(commands)
+    _add_verify(commands)
+    return parser
+
+
+def _add_data(commands: argparse._SubParsersAction) -> None:
+    data = commands.add_parser("data", help="make and look at patch stores").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    ingest = data.add_parser("ingest", help="read image files into a patch store")
+    ingest.add_argument("--layout", required=True, choices=LAYOUTS, help="how the source's files are arranged")
+    ingest.add_argument("--root", required=True, type=pathlib.Path, help="folder of image files")
+    ingest.add_argument("--captions", nargs="+", type=pathlib.Path, help="JSON files; none: an image-only store")
+    ingest.add_argument("--out", required=True, type=pathlib.Path, help="store to make or to add to")
+    ingest.add_argument("--source", help="name of the data set in the store (default: the layout's)")
+    ingest.add_argument("--volume-pattern", help="regular expression whose first group is the volume's name")
+    ingest.add_argument(
+        "--voxel-size-um", type=_three(float), metavar="Z,Y,X", help="voxel size, where headers do not tell the truth"
+    )
+    ingest.add_argument("--strict", action="store_true", help="exit with 1 where any file failed")
+    ingest.set_defaults(run=_ingest)
+    info = data.add_parser("info", help="what a store holds, with a contact sheet")
+    info.add_argument("store", type=pathlib.Path)
+    info.add_argument("--png", type=pathlib.Path, help="contact sheet (default: contact_sheet.png beside the store)")
+    info.set_defaults(run=_info)
+    phantom = data.add_parser("phantom", help="generate light-sheet-like volumes with masks and captions")
+    phantom.add_argument("--out", required=True, type=pathlib.Path)
+    phantom.add_argument("--count", type=int, default=20, help="patches (default 20)")
+    phantom.add_argument("--size", type=_three(int), default=(96, 96, 96), metavar="Z,Y,X", help="voxels")
+    phantom.add_argument("--seed", type=int, default=0)
+    phantom.add_argument("--layout", choices=("flat", "selma", "wu"), default="selma")
+    phantom.add_argument("--blurred", action="store_true", help="write blurred companions too")
+    phantom.set_defaults(run=_phantom)
+
+
+def _add_training(commands: argparse._SubParsersAction) -> None:
+    pretrain = commands.add_parser(
+        "pretrain",
+        help="pretrain a backbone on stores of patches",
+        epilog="any key of the configuration: --config.train.batch_size=8, \"--config.data.stores=('A', 'B')\"",
+    )
+    pretrain.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="recipe, such as configs/*.py")
+    pretrain.add_argument("--workdir", required=True, type=pathlib.Path, help="run folder; continued if it has a run")
+    pretrain.add_argument(
+        "--allow-config-change", action="store_true", help="continue a run although its configuration differs"
+    )
+    pretrain.set_defaults(run=_train, tasks=("pretrain",), takes_overrides=True)
+
+
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    report = commands.add_parser("report", help="write the one-page report of a run again")
+    report.add_argument("workdir", type=pathlib.Path)
+    report.set_defaults(run=_report)
+
+
+def _add_verify(commands: argparse._SubParsersAction) -> None:
+    verify = commands.add_parser("verify", help="read all of a store or a run and name what is damaged")
+    verify.add_argument("path", type=pathlib.Path)
+    verify.set_defaults(run=_verify)
+
+
+def _three(kind: type) -> object:
+    def parse(text: str) -> tuple[float, ...]:
+        values = tuple(kind(part) for part in text.split(","))
+        if len(values) != 3 or min(values) <= 0:
+            raise argparse.ArgumentTypeError(f"{text!r}: three positive numbers Z,Y,X are needed")
+        return values
+
+    parse.__name__ = f"Z,Y,X of {kind.__name__}"
+    return parse
+
+
+def _ingest(options: argparse.Namespace) -> int:
+    from lsmfm_jax.data.ingest import IngestFailed, ingest
+
+    def progress(done: int, total: int, path: pathlib.Path) -> None:
+        if done == total or done % 50 == 0:
+            print(f"{done}/{total} files", file=sys.stderr, flush=True)
+
+    try:
+        summary = ingest(
+            layout=options.layout,
+            root=options.root,
+            out=options.out,
+            captions=options.captions,
+            source=options.source,
+            volume_pattern=options.volume_pattern,
+            voxel_size_um=options.voxel_size_um,
+            strict=options.strict,
+            progress=progress,
+        )
+    except IngestFailed as error:
+        print(error)
+        return 1
+    print(summary.text())
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from lsmfm_jax.data.inspect import contact_sheet, info
+    from lsmfm_jax.data.store import PatchStore
+
+    store = PatchStore.open(options.store)
+    png = options.png or options.store.parent / f"{options.store.name}_contact_sheet.png"
+    print(info(store))
+    contact_sheet(store, png)
+    print(f"contact sheet: {png}")
+    return 0
+
+
+def _phantom(options: argparse.Namespace) -> int:
+    from lsmfm_jax.data.phantom import write_phantoms
+
+    files = write_phantoms(
+        options.out,
+        count=options.count,
+        size=options.size,
+        seed=options.seed,
+        layout=options.layout,
+        blurred=options.blurred,
+    )
+    print(f"{len(files)} files in {options.out}, captions in {options.out / 'captions.json'}")
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    config = load_config(options.config, options.overrides)
+    if config.task not in options.tasks:
+        raise ConfigError(f"task: {config.task!r} of {options.config}; this command runs {', '.join(options.tasks)}")
+    # Only now: JAX takes seconds to import, and a wrong configuration should be told at once.
+    from lsmfm_jax.report import write_report
+    from lsmfm_jax.tasks import SETUPS
+    from lsmfm_jax.train.compilation import start_devices
+    from lsmfm_jax.train.loop import Ending
+    from lsmfm_jax.train.run import check_run_folder, execute
+    from lsmfm_jax.train.signals import REQUEUE_EXIT_CODE
+
+    say = start_devices()
+    check_run_folder(config, options.workdir, allow_change=options.allow_config_change)
+    setup = SETUPS[config.task](config, options.workdir, say=say)
+    _, ending = execute(config, setup, options.workdir, say=say)
+    say(f"ended: {ending.value}")
+    if ending is Ending.STOPPED:
+        say(f"the same command continues this run; exit code {REQUEUE_EXIT_CODE}")
+        return REQUEUE_EXIT_CODE
+    page = write_report(options.workdir)
+    say(f"checkpoints: {options.workdir / 'best'} and {options.workdir / 'checkpoints'}")
+    say(f"curves:      {options.workdir / 'metrics.jsonl'} and {options.workdir / 'tensorboard'}")
+    say(f"pictures:    {options.workdir / 'pictures'}")
+    say(f"report:      {page}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from lsmfm_jax.report import write_report
+
+    print(write_report(options.workdir))
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from lsmfm_jax.verify import verify
+
+    damages = verify(options.path)
+    for line in damages:
+        print(line)
+    print(f"{options.path}: {f'{len(damages)} damaged' if damages else 'whole'}")
+    return 1 if damages else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
