@@ -103,6 +103,8 @@ def ingest(
     if captions is not None:
         texts = _captions_for(files, captions, out=out, notes=summary.notes)
     with StoreWriter(out) as writer:
+        # First, so that an interruption leaves captions without patches and never the reverse.
+        writer.add_captions(texts)
         intake = _Intake(
             writer=writer,
             summary=summary,
@@ -117,7 +119,6 @@ def ingest(
             intake.take(file)
             if progress is not None:
                 progress(number + 1, len(files), file.path)
-        writer.add_captions(texts)
     if strict and (summary.failed or summary.duplicates):
         raise IngestFailed(summary)
     return summary
