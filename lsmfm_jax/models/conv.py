@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from lsmfm_jax.models import conv_kernels
+
 Triple = tuple[int, int, int]
 DIMENSIONS = ("NDHWC", "DHWIO", "NDHWC")
 
@@ -46,8 +48,66 @@ def conv3d(
 def _conv(strides: Triple, padding: Triple, x: Array, kernel: Array) -> Array:
     if kernel.shape[:3] == (1, 1, 1) and padding == (0, 0, 0):
         return x[:, :: strides[0], :: strides[1], :: strides[2]] @ kernel[0, 0, 0]
+    return _windowed(strides, padding, x, kernel)
+
+
+def _library(strides: Triple, padding: Triple, x: Array, kernel: Array) -> Array:
     pads = [(p, p) for p in padding]
     return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=DIMENSIONS)
+
+
+# The platform is chosen when the program is lowered, not when it is traced: a program compiled ahead of time
+# for a GPU on a machine without one holds the GPU's form only.
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _windowed(strides: Triple, padding: Triple, x: Array, kernel: Array) -> Array:
+    on_cpu = partial(conv_kernels.convolve, strides, padding)
+    elsewhere = partial(_library, strides, padding)
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
+
+
+def _windowed_forward(
+    strides: Triple, padding: Triple, x: Array, kernel: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    return _windowed(strides, padding, x, kernel), (x, kernel)
+
+
+def _windowed_backward(
+    strides: Triple, padding: Triple, saved: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+    x, kernel = saved
+    return (
+        _input_gradient(strides, padding, x.shape, gradient, kernel),
+        _weight_gradient(strides, padding, kernel.shape, x, gradient),
+    )
+
+
+_windowed.defvjp(_windowed_forward, _windowed_backward)
+
+
+def _input_gradient(
+    strides: Triple, padding: Triple, shape: tuple[int, ...], gradient: Array, kernel: Array
+) -> Array:
+    """Adjoint of the convolution in its input; `shape` is the input's."""
+
+    def elsewhere(gradient: Array, kernel: Array) -> Array:
+        x = jax.ShapeDtypeStruct(shape, gradient.dtype)
+        return jax.linear_transpose(lambda x: _library(strides, padding, x, kernel), x)(gradient)[0]
+
+    on_cpu = partial(conv_kernels.input_gradient, strides, padding, shape)
+    return lax.platform_dependent(gradient, kernel, cpu=on_cpu, default=elsewhere)
+
+
+def _weight_gradient(
+    strides: Triple, padding: Triple, shape: tuple[int, ...], x: Array, gradient: Array
+) -> Array:
+    """Adjoint of the convolution in its weights; `shape` is the kernel's."""
+
+    def elsewhere(x: Array, gradient: Array) -> Array:
+        kernel = jax.ShapeDtypeStruct(shape, gradient.dtype)
+        return jax.linear_transpose(lambda k: _library(strides, padding, x, k), kernel)(gradient)[0]
+
+    on_cpu = partial(conv_kernels.weight_gradient, strides, padding, shape[:3])
+    return lax.platform_dependent(x, gradient, cpu=on_cpu, default=elsewhere)
 
 
 def conv_transpose3d(
@@ -83,10 +143,10 @@ def conv_transpose3d(
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _transposed(strides: Triple, padding: Triple, output_padding: Triple, x: Array, kernel: Array) -> Array:
     sizes = kernel.shape[:3]
-    pads = [(k - 1 - p, k - 1 - p + o) for k, p, o in zip(sizes, padding, output_padding, strict=True)]
-    return lax.conv_general_dilated(
-        x, jnp.flip(kernel, (0, 1, 2)), (1, 1, 1), pads, lhs_dilation=strides, dimension_numbers=DIMENSIONS
-    )
+    axes = zip(x.shape[1:4], strides, padding, sizes, output_padding, strict=True)
+    spatial = tuple((n - 1) * s - 2 * p + k + o for n, s, p, k, o in axes)
+    shape = (x.shape[0], *spatial, kernel.shape[-1])
+    return _input_gradient(strides, padding, shape, x, jnp.swapaxes(kernel, 3, 4))
 
 
 def _transposed_forward(
@@ -98,12 +158,11 @@ def _transposed_forward(
 def _transposed_backward(
     strides: Triple, padding: Triple, output_padding: Triple, saved: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
-    """Input gradient: the strided convolution. Weight gradient: that convolution's own vjp in its weight."""
+    """Input gradient: the strided convolution. Weight gradient: that convolution's, in its weights."""
     x, kernel = saved
-    strided = partial(_conv, strides, padding, gradient)
-    gradient_x, pullback = jax.vjp(strided, jnp.swapaxes(kernel, 3, 4))
-    (gradient_kernel,) = pullback(x)
-    return gradient_x, jnp.swapaxes(gradient_kernel, 3, 4)
+    adjoint = jnp.swapaxes(kernel, 3, 4)
+    gradient_kernel = _weight_gradient(strides, padding, adjoint.shape, gradient, x)
+    return _windowed(strides, padding, gradient, adjoint), jnp.swapaxes(gradient_kernel, 3, 4)
 
 
 _transposed.defvjp(_transposed_forward, _transposed_backward)
