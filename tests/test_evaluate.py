@@ -32,7 +32,7 @@ def save(path: pathlib.Path, array: np.ndarray) -> None:
 
 @pytest.fixture
 def folders(tmp_path) -> tuple[pathlib.Path, pathlib.Path]:
-    """Three patches of three volumes, in three formats: exact, missing one cube, and with one cube too many."""
+    """Three patches of three volumes, in three formats: exact, one cube missing, one cube too many."""
     pred, label = tmp_path / "pred", tmp_path / "label"
     truth = cubes((0, 0, 0), (6, 6, 6))
     for number, (prediction, suffix) in enumerate(
