@@ -1,6 +1,10 @@
 """Fixtures and run-time shape checks shared by all tests."""
 
+import os
 import pathlib
+
+# Before JAX starts: eight devices, so that meshes can be tested on a machine that has none.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import pytest
 from jaxtyping import install_import_hook

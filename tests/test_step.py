@@ -1,0 +1,105 @@
+"""One optimiser step: accumulation and devices do not change it, non-finite values do not enter it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from toy import toy_batch, toy_task
+
+from lsmfm_jax.train.optim import AdamWSettings, Group, Rule, make_optimiser
+from lsmfm_jax.train.run import compile_step
+from lsmfm_jax.train.sharding import make_mesh, put_batch, state_shardings
+from lsmfm_jax.train.state import create_state
+from lsmfm_jax.train.step import build_train_step
+
+RULES = [Rule(".", Group("all"))]
+
+
+def _optimiser(task):
+    shapes = jax.eval_shape(task.init, jax.random.key(0))[0]
+    return make_optimiser(shapes, RULES, AdamWSettings(learning_rate=1e-2))
+
+
+def _step(task, *, accumulate_steps=1, decay=0.9):
+    step = build_train_step(
+        task, _optimiser(task), seed=3, accumulate_steps=accumulate_steps, teacher_decay=decay
+    )
+    return jax.jit(step)
+
+
+def _close(one, other, tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), one, other)
+
+
+@pytest.mark.parametrize("accumulate_steps", [2, 4])
+def test_accumulation_gives_the_loss_and_gradient_of_the_whole_batch(accumulate_steps):
+    task = toy_task()
+    sgd = optax.sgd(1.0)  # the update is the gradient
+    state = create_state(task, sgd, jax.random.key(0))
+    whole, metrics = build_train_step(task, sgd, seed=3)(state, toy_batch(0))
+    step = build_train_step(task, sgd, seed=3, accumulate_steps=accumulate_steps)
+    parts, metrics_of_parts = jax.jit(step)(state, toy_batch(0))
+    np.testing.assert_allclose(metrics["loss"], metrics_of_parts["loss"], rtol=1e-5)
+    for name in ("size", "contrast", "grad_norm"):
+        np.testing.assert_allclose(metrics[name], metrics_of_parts[name], rtol=1e-5)
+    _close(whole.params, parts.params, 1e-5)
+
+
+def test_contrast_is_over_the_global_batch():
+    """With one sample in each micro-batch, a contrast that stays inside a micro-batch would be exactly 0."""
+    task = toy_task()
+    _, metrics = _step(task, accumulate_steps=8)(create_state(task, _optimiser(task), jax.random.key(0)), toy_batch(0))
+    assert metrics["contrast"] > 0.5
+
+
+@pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "fsdp": 4}])
+def test_any_mesh_gives_the_step_of_one_device(axes):
+    task = toy_task()
+    optimiser = _optimiser(task)
+    results = []
+    for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(**axes)):
+        state = create_state(task, optimiser, jax.random.key(0))
+        shardings = state_shardings(state, mesh)
+        step = compile_step(build_train_step(task, optimiser, seed=3, teacher_decay=0.9), shardings, mesh)
+        state = jax.device_put(state, shardings)
+        for number in range(3):
+            state, metrics = step(state, put_batch(toy_batch(number), mesh))
+        results.append((jax.device_get(state.params), jax.device_get(state.teacher), float(metrics["loss"])))
+    _close(results[0], results[1], 1e-5)
+
+
+def test_teacher_is_the_moving_average_of_the_student():
+    task = toy_task()
+    state = create_state(task, _optimiser(task), jax.random.key(0))
+    after, _ = _step(task, decay=0.9)(state, toy_batch(0))
+    expected = 0.9 * np.asarray(state.teacher["a"]) + 0.1 * np.asarray(after.params["a"])
+    np.testing.assert_allclose(after.teacher["a"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_non_finite_step_changes_nothing_but_the_counters(value):
+    task = toy_task()
+    state = create_state(task, _optimiser(task), jax.random.key(0))
+    step = _step(task)
+    state, _ = step(state, toy_batch(0))
+    bad = toy_batch(1)
+    bad["x"][3, 1] = value
+    after, metrics = step(state, bad)
+    for part in ("params", "batch_stats", "teacher", "opt_state"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, part), getattr(after, part))
+    assert (int(after.bad_in_row), int(after.bad_total), int(metrics["bad"])) == (1, 1, 1)
+    again, _ = step(after, toy_batch(2))
+    assert (int(again.bad_in_row), int(again.bad_total)) == (0, 1)
+    assert not np.array_equal(again.params["a"], after.params["a"])
+
+
+def test_draws_follow_step_and_row():
+    task = toy_task()
+    batch = jax.tree.map(jnp.asarray, toy_batch(0))
+    key = jax.random.fold_in(jax.random.key(3), 5)
+    rows = task.prepare(batch, key, 5)
+    other = task.prepare(batch, jax.random.fold_in(jax.random.key(3), 6), 6)
+    noise = np.asarray(rows["x"] - batch["x"])
+    assert not np.allclose(noise[0], noise[1])
+    assert not np.allclose(rows["x"], other["x"])
