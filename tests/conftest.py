@@ -10,7 +10,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Before any import of the package, so that every annotated function is checked.
-install_import_hook("lsmfm_jax", "beartype.beartype")
+install_import_hook("lsmfm_jax", "runtime_types.check")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
