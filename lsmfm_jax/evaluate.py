@@ -136,9 +136,13 @@ def evaluate_folders(
         "minimum_voxels": str(minimum_voxels),
         "match_dice": f"{match_dice:g}",
         "threshold": f"{threshold:g}",
-        "spacing_um": "voxels" if spacing_um is None else " ".join(f"{s:g}" for s in spacing_um),
+        "spacing_um": "unknown" if spacing_um is None else " ".join(f"{s:g}" for s in spacing_um),
     }
-    notes = [f"left out, taken for no mask: {path}" for path in (*left_out, *left_out_labels)]
+    notes = [
+        f"{len(paths)} files of {folder} left out, not named as masks: {', '.join(p.name for p in paths)}"
+        for folder, paths in {pred_dir: left_out, label_dir: left_out_labels}.items()
+        if paths
+    ]
     result = Evaluation(rows, summarise(rows, seed=seed), settings, notes)
     write_csv(result, out_csv)
     return result
