@@ -78,7 +78,7 @@ def contact_sheet(store: PatchStore, png_path: str | pathlib.Path, *, count: int
     figure.text(
         0.15 / width,
         1 - 0.53 / height,
-        f"{len(chosen)} of {len(store.rows)} patches · maximum over {SLAB_PLANES} planes · each on its own scale",
+        f"{len(chosen)} of {len(store.rows)} patches · brightest of {SLAB_PLANES} planes · each scaled alone",
         color=FAINT,
         fontsize=7.5,
     )
@@ -142,7 +142,7 @@ def _same_place(rows: Sequence[PatchRow]) -> list[str]:
             places[row.affine].add(row.volume)
     return [
         f"volumes {_some(sorted(volumes))} have patches at the very same place by their headers: if they are "
-        "channels of one brain, ingest them as one volume (volume pattern), or a split may put one brain on both sides"
+        "channels of one brain, ingest them as one volume (volume pattern), or a split may tear it apart"
         for volumes in places.values()
         if len(volumes) > 1
     ]

@@ -31,17 +31,17 @@ def decode_nifti(data: bytes, *, compressed: bool) -> Decoded:
     header = image.header
     if header.get_data_dtype().kind not in "iuf":
         raise Unreadable(f"its pixel type is {header.get_data_dtype()}", "convert it to integers or float32")
-    expected = int(header["vox_offset"]) + image.dataobj.dtype.itemsize * int(
-        np.prod(image.shape, dtype=np.int64)
-    )
+    # The proxy's word, as nibabel clears offset and scaling in the header that it hands out.
+    proxy = image.dataobj
+    expected = int(proxy.offset) + proxy.dtype.itemsize * int(np.prod(image.shape, dtype=np.int64))
     if len(data) < expected:
         raise Unreadable(
             f"it is truncated: {len(data)} bytes where its header promises {expected}", "copy the file again"
         )
-    scaled = header.get_slope_inter() not in ((None, None), (1.0, 0.0))
-    pixels = np.asarray(image.dataobj) if scaled else image.dataobj.get_unscaled()
+    scaled = (proxy.slope, proxy.inter) != (1.0, 0.0)
+    pixels = np.asarray(proxy) if scaled else proxy.get_unscaled()
     axes = tuple(reversed(range(min(3, pixels.ndim)))) + tuple(range(3, pixels.ndim))
-    zooms = (*header.get_zooms(), 0.0, 0.0, 0.0)[:3]
+    zooms = [float(zoom) for zoom in (*header.get_zooms(), 0.0, 0.0, 0.0)[:3]]
     size, source = judge_voxel_size(zooms[::-1], header.get_xyzt_units()[0])
     channels = channels_first(pixels.transpose(axes))
     return Decoded(channels.astype(np.float32) if scaled else channels, size, source, image.affine, header)
