@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lsmfm_jax.models import conv_kernels
@@ -172,7 +173,7 @@ def uniform_fan_in(fan_in: int) -> Callable[..., Array]:
     """PyTorch's default for convolutions, weights and biases alike: uniform in +-1/sqrt(fan_in)."""
     bound = 1.0 / math.sqrt(fan_in)
 
-    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
@@ -194,6 +195,7 @@ class Conv(nn.Module):
         strides: steps along Z, Y, X.
         padding: zeros on both sides of each axis; None means `kernel_size // 2`.
         use_bias: whether a bias is added.
+        kernel_init: initialiser of the weights; None means PyTorch's default.
         dtype: compute and output dtype.
     """
 
@@ -202,7 +204,8 @@ class Conv(nn.Module):
     strides: int | tuple[int, ...] = 1
     padding: int | tuple[int, ...] | None = None
     use_bias: bool = True
-    dtype: jnp.dtype = jnp.float32
+    kernel_init: Callable[..., Array] | None = None
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b z y x c"]) -> Float[Array, "b z2 y2 x2 f"]:
@@ -210,7 +213,9 @@ class Conv(nn.Module):
         window = triple(self.kernel_size)
         padding = tuple(k // 2 for k in window) if self.padding is None else self.padding
         init = uniform_fan_in(math.prod(window) * x.shape[-1])
-        kernel = self.param("kernel", init, (*window, x.shape[-1], self.features), jnp.float32)
+        kernel = self.param(
+            "kernel", self.kernel_init or init, (*window, x.shape[-1], self.features), jnp.float32
+        )
         y = conv3d(x.astype(self.dtype), kernel.astype(self.dtype), strides=self.strides, padding=padding)
         if not self.use_bias:
             return y
@@ -238,7 +243,7 @@ class ConvTranspose(nn.Module):
     padding: int | tuple[int, ...] = 0
     output_padding: int | tuple[int, ...] = 0
     use_bias: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b z y x c"]) -> Float[Array, "b z2 y2 x2 f"]:

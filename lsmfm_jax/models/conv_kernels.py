@@ -109,7 +109,7 @@ def _phase_gradient(taps: Triple, stride: int, x: Array, gradient: Array) -> Arr
     margins = ((0, 0), (tz - 1, behind), (ty - 1, ty - 1), (0, 0), (0, 0))
     turned = jnp.transpose(jnp.pad(gradient, margins), (1, 4, 0, 2, 3))  # z F B y x
 
-    def step(total: Array, index: Array) -> tuple[Array, None]:
+    def step(total: Array, index: Array | int) -> tuple[Array, None]:
         voxels = lax.dynamic_slice_in_dim(x, index * slab, slab, 1)
         last = stride * (width_out - 1) + 1
         wide = jnp.concatenate([voxels[:, :, :, k : k + last : stride] for k in range(tx)], -1)

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 EPSILON = 1e-5
@@ -21,11 +22,11 @@ class BatchNorm(nn.Module):
     """
 
     momentum: float = 0.9
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b z y x c"], *, train: bool) -> Float[Array, "b z y x c"]:
-        """Normalise by the batch's statistics, updating the running ones (`train`), or by the running ones."""
+        """Normalise by the batch's statistics and update the running ones (`train`), or by the latter."""
         channels = x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
@@ -54,7 +55,7 @@ class InstanceNorm(nn.Module):
         dtype: output dtype.
     """
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b z y x c"], *, train: bool) -> Float[Array, "b z y x c"]:
@@ -75,7 +76,7 @@ class PReLU(nn.Module):
         dtype: output dtype.
     """
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:

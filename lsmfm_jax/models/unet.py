@@ -4,6 +4,7 @@ import math
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lsmfm_jax.models.backbone import Trunk
@@ -30,7 +31,7 @@ class ConvUnit(nn.Module):
     norm: str
     transposed: bool = False
     conv_only: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b z y x c"], *, train: bool) -> Float[Array, "b z2 y2 x2 f"]:
@@ -65,7 +66,7 @@ class ResidualUnit(nn.Module):
     units: int
     norm: str
     last_conv_only: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b z y x c"], *, train: bool) -> Float[Array, "b z2 y2 x2 f"]:
@@ -102,7 +103,7 @@ class UpBlock(nn.Module):
     strides: int
     norm: str
     is_top: bool
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b z y x c"], *, train: bool) -> Float[Array, "b z2 y2 x2 f"]:
@@ -143,7 +144,7 @@ class UNet(nn.Module):
     num_res_units: int = 2
     out_channels: int = 128
     norm: str = "batch"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def __call__(self, x: Float[Array, "b z y x c"], *, train: bool) -> Float[Array, "b z y x d"]:
         """Compute dense features at the input's resolution."""
