@@ -154,7 +154,7 @@ def _count(rows: Sequence[PatchRow], *, by_file: bool) -> Counter[str]:
             f"two patches are called {ids.most_common(1)[0][0]!r}: ingest each data set under "
             "a source name of its own."
         )
-    _refuse_repeated_pixels(rows)
+    _refuse_repeated_pixels(rows, by_file=by_file)
     counts = Counter(_group(row, by_file=by_file) for row in rows)
     if len(counts) < 2:
         advice = "" if by_file else ", or split by file (by_file), which says nothing of new volumes"
@@ -165,11 +165,12 @@ def _count(rows: Sequence[PatchRow], *, by_file: bool) -> Counter[str]:
     return counts
 
 
-def _refuse_repeated_pixels(rows: Sequence[PatchRow]) -> None:
+def _refuse_repeated_pixels(rows: Sequence[PatchRow], *, by_file: bool) -> None:
     owner: dict[str, PatchRow] = {}
     for row in rows:
         first = owner.setdefault(row.pixels_sha256 or row.id, row)
-        if first is not row:
+        # Within one group they always land on one side.
+        if _group(first, by_file=by_file) != _group(row, by_file=by_file):
             raise SplitError(
                 f"patches {first.id!r} and {row.id!r} have the same pixels: one data set is in two stores; "
                 "name it once."
