@@ -204,7 +204,7 @@ def _default_values(keys: Schema) -> dict[str, Any]:
     }
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted path and value of every leaf of a schema or a configuration."""
     for name, value in tree.items():
         path = f"{prefix}{name}"

@@ -37,7 +37,7 @@ def test_accumulation_gives_the_loss_and_gradient_of_the_whole_batch(accumulate_
     task = toy_task()
     sgd = optax.sgd(1.0)  # the update is the gradient
     state = create_state(task, sgd, jax.random.key(0))
-    whole, metrics = build_train_step(task, sgd, seed=3)(state, toy_batch(0))
+    whole, metrics = jax.jit(build_train_step(task, sgd, seed=3))(state, toy_batch(0))
     step = build_train_step(task, sgd, seed=3, accumulate_steps=accumulate_steps)
     parts, metrics_of_parts = jax.jit(step)(state, toy_batch(0))
     np.testing.assert_allclose(metrics["loss"], metrics_of_parts["loss"], rtol=1e-5)

@@ -192,8 +192,9 @@ class Loop:
         if better:
             self.best = Best(float(monitored), epoch)
             self._save(self.run.best_checkpoints, state, step)
-        mark = " (best)" if better else f" (best {self.best.value} in epoch {self.best.epoch})"
-        figures = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        mark = " (best)" if better else f" (best {self.best.value:.4g} in epoch {self.best.epoch})"
+        # The first few say most; all of them are in metrics.jsonl and in the report.
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in list(values.items())[:6])
         self.say(f"validation after epoch {epoch}: {figures}{mark}")
 
     def _draw(self, state: TrainState, step: int) -> None:

@@ -158,6 +158,13 @@ def make_optimiser(
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), by_group)
 
 
+class GroupState(NamedTuple):
+    """Optimiser state of one group: the run's step, and the moments."""
+
+    step: jax.Array
+    inner: Any
+
+
 def _group_transform(
     group: Group, schedule: optax.Schedule, settings: AdamWSettings
 ) -> optax.GradientTransformation:
@@ -169,14 +176,10 @@ def _group_transform(
         optax.add_decayed_weights(decay),
     )
 
-    class ThawState(NamedTuple):
-        step: jax.Array
-        inner: Any
+    def init(params: PyTree) -> GroupState:
+        return GroupState(jnp.zeros((), jnp.int32), moments.init(params))
 
-    def init(params: PyTree) -> ThawState:
-        return ThawState(jnp.zeros((), jnp.int32), moments.init(params))
-
-    def update(updates: PyTree, state: ThawState, params: PyTree | None = None) -> tuple[PyTree, ThawState]:
+    def update(updates: PyTree, state: GroupState, params: PyTree | None = None) -> tuple[PyTree, GroupState]:
         # The rate follows the run's step, not the group's: a late thaw joins the schedule where it is.
         rate = schedule(state.step) * group.rate_multiplier
         new_updates, new_inner = moments.update(updates, state.inner, params)
@@ -185,6 +188,6 @@ def _group_transform(
             thawed = state.step >= group.thaw_step
             new_updates = jax.tree.map(lambda leaf: jnp.where(thawed, leaf, 0.0), new_updates)
             new_inner = jax.tree.map(lambda new, old: jnp.where(thawed, new, old), new_inner, state.inner)
-        return new_updates, ThawState(state.step + 1, new_inner)
+        return new_updates, GroupState(state.step + 1, new_inner)
 
     return optax.GradientTransformation(init, update)

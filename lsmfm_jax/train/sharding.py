@@ -63,7 +63,7 @@ def batch_shardings(batch: PyTree, mesh: Mesh) -> PyTree:
             raise ValueError(
                 f"data.patch_size: Z of {leaf.shape[1]} is not a multiple of mesh.depth {mesh.shape['depth']}"
             )
-        return NamedSharding(mesh, PartitionSpec(BATCH_AXES, "depth" if splits_depth else None))
+        return NamedSharding(mesh, PartitionSpec(BATCH_AXES, *(("depth",) if splits_depth else ())))
 
     return jax.tree.map(sharding, batch)
 

@@ -23,13 +23,14 @@ class TrainState(struct.PyTreeNode):
         bad_total: non-finite steps since the start.
     """
 
-    step: jax.Array
+    # Typed loosely: trees of shapes and of shardings have this structure too.
+    step: Any
     params: PyTree
     batch_stats: PyTree
     teacher: PyTree
     opt_state: Any
-    bad_in_row: jax.Array
-    bad_total: jax.Array
+    bad_in_row: Any
+    bad_total: Any
 
 
 def create_state(task: Task, optimiser: optax.GradientTransformation, key: jax.Array) -> TrainState:
