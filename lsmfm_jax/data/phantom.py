@@ -13,7 +13,8 @@ from scipy.ndimage import gaussian_filter
 
 from lsmfm_jax.data.phantom_captions import CAPTIONS, volume_captions
 from lsmfm_jax.data.phantom_optics import Optics, draw_optics, expose
-from lsmfm_jax.data.phantom_structures import KINDS, surroundings
+from lsmfm_jax.data.phantom_structures import KINDS
+from lsmfm_jax.data.phantom_tissue import surroundings
 
 LAYOUTS = ("flat", "selma", "wu")
 # Few patches a volume, so that even a small set has enough volumes to split by.
@@ -53,7 +54,7 @@ def make_phantom(
 
 
 def blur_counts(image: UInt16[np.ndarray, "z y x"], rng: np.random.Generator) -> UInt16[np.ndarray, "z y x"]:
-    """The blurred companion of a patch: a Gaussian of sigma 2.5 voxels, then N(0, 2.5) counts (the paper's)."""
+    """The blurred companion of a patch: a Gaussian of sigma 2.5 voxels, then N(0, 2.5) counts."""
     soft = gaussian_filter(image.astype(np.float32), sigma=2.5)
     noisy = soft + 2.5 * rng.standard_normal(image.shape, dtype=np.float32)
     return np.clip(np.rint(noisy), 0, np.iinfo(np.uint16).max).astype(np.uint16)
@@ -99,7 +100,9 @@ def write_phantoms(
                     _write_nifti(stem.with_name(f"{stem.name}{suffix}.nii.gz"), array, optics.voxel_um)
                 )
             key = stem.parent.parent.name if layout == "wu" else kind
-            captions[key] = volume_captions(kind, params) if layout == "wu" else list(CAPTIONS[kind])
+            captions[key] = list(CAPTIONS[kind])
+            if layout == "wu":
+                captions[key] = volume_captions(kind, params, volume=volume)
     return [*files, _write_captions(out / "captions.json", captions)]
 
 
@@ -129,22 +132,23 @@ def _write_captions(path: Path, captions: dict[str, list[str]]) -> Path:
     return path
 
 
-def gallery(path: Path, *, size: tuple[int, int, int] = (96, 96, 96), seed: int = 4) -> Path:
-    """Draw one PNG row per kind: a slice, two maximum projections, and the mask over a projection."""
+def gallery(path: Path, *, size: tuple[int, int, int] = (96, 96, 96), seed: int = 11) -> Path:
+    """Draw one PNG row per kind: a slice, two maximum projections, and the mask over a thin slab."""
     from matplotlib.figure import Figure
 
-    columns = ("slice", "projection along Z", "projection along Y", "mask over projection")
+    columns = ("slice", "projection along Z", "projection along Y", "mask over a thin slab")
     figure = Figure(figsize=(2.0 * len(columns), 2.06 * len(KINDS)), layout="constrained")
     axes = figure.subplots(len(KINDS), len(columns), squeeze=False)
     for row, kind in enumerate(KINDS):
         image, mask, _ = make_phantom(kind, size, np.random.default_rng([seed, row]))
-        shallow, side = image.max(axis=0), image.max(axis=1)
-        views = (image[size[0] // 2], shallow, side, shallow)
+        middle, thin = size[0] // 2, max(1, size[0] // 16)
+        slab = slice(middle - thin, middle + thin)
+        views = (image[middle], image.max(axis=0), image.max(axis=1), image[slab].max(axis=0))
         for axis, view in zip(axes[row], views, strict=True):
             low, high = np.percentile(view, [1, 99.6])
             axis.imshow(view, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
-        flat = mask.max(axis=0)
+        flat = mask[slab].max(axis=0)
         colour = np.zeros((*flat.shape, 4), np.float32)
         colour[flat > 0] = (1.0, 0.35, 0.1, 0.45)
         axes[row, -1].imshow(colour, interpolation="nearest")

@@ -88,9 +88,9 @@ CAPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def volume_captions(kind: str, params: dict) -> list[str]:
-    """The wordings of a kind, each ending in a sentence on this volume's channel and voxel size."""
+def volume_captions(kind: str, params: dict, *, volume: int) -> list[str]:
+    """The wordings of a kind, each ending in a sentence that tells this volume from the others."""
     z, y, x = params["voxel_um"]
     voxel = f"voxels of {x:g} by {y:g} by {z:g} micrometres"
-    ending = f" Acquired in the {params['channel_nm']} nm channel with {voxel}."
+    ending = f" Specimen {volume + 1}, acquired in the {params['channel_nm']} nm channel with {voxel}."
     return [text + ending for text in CAPTIONS[kind]]

@@ -40,15 +40,16 @@ _ACQUISITIONS = {
         {"voxels": [(2.0, 1.8, 1.8), (2.0, 1.866, 1.866)], "background": (60, 380), "contrast": (4, 7),
          "gain": (4, 7), "texture": (0.10, 0.2), "stripes": (0.02, 0.08)},
         {"voxels": [(3.0, 1.0, 1.0), (4.0, 1.2, 1.2)], "background": (700, 1700), "contrast": (14, 45),
-         "gain": (1.5, 4), "texture": (0.2, 0.4), "stripes": (0.02, 0.08)},
+         "gain": (1.5, 4), "texture": (0.2, 0.4), "stripes": (0.02, 0.08), "lateral": (0.9, 1.3)},
     ],
     "plaques": [
         {"voxels": [(4.0, 4.0, 4.0), (3.0, 3.0, 3.0)], "background": (1200, 2300), "contrast": (0.5, 1.6),
          "gain": (0.4, 1.2), "texture": (0.05, 0.10), "stripes": (0.04, 0.12)},
     ],
     "vessels": [
-        {"voxels": [(4.0, 2.0, 2.0), (3.0, 3.0, 3.0), (6.0, 1.62, 1.62)], "background": (250, 900),
-         "contrast": (4, 14), "gain": (0.15, 1.5), "texture": (0.08, 0.2), "stripes": (0.02, 0.08)},
+        {"voxels": [(2.0, 2.0, 2.0), (1.62, 1.62, 1.62), (3.0, 1.62, 1.62)], "background": (250, 900),
+         "contrast": (6, 18), "axial": (3.5, 7.0), "gain": (0.15, 1.5), "texture": (0.08, 0.2),
+         "stripes": (0.02, 0.08)},
     ],
     "neurons": [
         {"voxels": [(2.0, 1.8, 1.8), (2.0, 1.866, 1.866)], "background": (60, 300), "contrast": (14, 35),
@@ -56,7 +57,7 @@ _ACQUISITIONS = {
     ],
     "glia": [
         {"voxels": [(6.0, 1.62, 1.62)], "background": (1900, 2900), "contrast": (12, 30),
-         "gain": (1.5, 3.5), "texture": (0.12, 0.22), "stripes": (0.03, 0.1)},
+         "gain": (1.5, 3.5), "texture": (0.12, 0.22), "stripes": (0.03, 0.1), "lateral": (1.2, 2.0)},
         {"voxels": [(2.0, 1.8, 1.8)], "background": (150, 400), "contrast": (10, 22),
          "gain": (3, 6), "texture": (0.10, 0.2), "stripes": (0.02, 0.08)},
     ],
@@ -75,8 +76,8 @@ def draw_optics(kind: str, rng: np.random.Generator) -> Optics:
         background_counts=log_uniform(*chosen["background"]),
         contrast=log_uniform(*chosen["contrast"]),
         texture=float(rng.uniform(*chosen["texture"])),
-        lateral_sigma_um=float(rng.uniform(0.45, 0.75) * voxel[2] + 0.5),
-        axial_sigma_um=float(rng.uniform(2.0, 3.4) + 0.25 * voxel[0]),
+        lateral_sigma_um=float(rng.uniform(*chosen.get("lateral", (0.45, 0.75))) * voxel[2] + 0.4),
+        axial_sigma_um=float(rng.uniform(*chosen.get("axial", (2.0, 3.4))) + 0.25 * voxel[0]),
         rayleigh_um=float(rng.uniform(120, 400)),
         haze=float(rng.uniform(0.05, 0.18)),
         attenuation_um=log_uniform(250, 2500),
@@ -124,7 +125,7 @@ def _illumination(shape: tuple[int, int, int], *, optics: Optics, rng: np.random
     # Each plane is lit on its own, so a shadow is thin in Y, spans few planes in Z, and runs on in X from the
     # absorber that throws it: three sets of shadows that begin before, within and late in the patch.
     for begins in (-0.5, rng.uniform(0.1, 0.5), rng.uniform(0.5, 0.9)):
-        shadow = smooth_noise((depth, height, 1), np.array([2.0, 1.3, 1.0]), rng)
+        shadow = smooth_noise((depth, height, 1), np.array([2.0, 1.0, 1.0]), rng)
         coarse = smooth_noise((depth, height, 1), np.array([6.0, 6.0, 1.0]), rng)
         dark = np.clip(0.6 * shadow + 0.6 * coarse, 0, 3)
         onset = 1 / (1 + np.exp(-(travelled / width - begins) * 25))

@@ -109,7 +109,7 @@ def walk(
     wander: float,
     rng: np.random.Generator,
 ) -> Float[np.ndarray, "n 3"]:
-    """A smooth random curve; its direction drifts by `wander` over one micrometre, and as the root of more."""
+    """A smooth random curve; its direction drifts by `wander` over one micrometre."""
     steps = max(2, round(length_um / step_um))
     turns = np.cumsum(rng.normal(scale=wander * np.sqrt(step_um), size=(steps, 3)), axis=0)
     directions = _unit(_unit(direction[None]) + turns)
@@ -125,11 +125,12 @@ def tree(
     wander: float,
     depth: int,
     rng: np.random.Generator,
+    taper: float = 0.55,
 ) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, " n"]]:
-    """Points and radii of a branching, tapering process (a dendrite, a glial arm) of `depth` generations."""
+    """Points and radii of a branching, tapering process: a vessel, a dendrite, an arm."""
     step = max(0.4 * radius_um, 0.5)
     points = walk(start_um, direction, length_um=length_um, step_um=step, wander=wander, rng=rng)
-    radii = np.linspace(radius_um, 0.55 * radius_um, len(points))
+    radii = np.linspace(radius_um, taper * radius_um, len(points))
     if depth <= 1:
         return points, radii
     all_points, all_radii = [points], [radii]
@@ -144,6 +145,7 @@ def tree(
             wander=wander,
             depth=depth - 1,
             rng=rng,
+            taper=taper,
         )
         all_points.append(child_points)
         all_radii.append(child_radii)

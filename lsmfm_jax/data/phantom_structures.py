@@ -54,9 +54,9 @@ def nuclei(size: tuple[int, int, int], voxel_um: np.ndarray, rng: np.random.Gene
     radius = rng.uniform(3.6, 5.6)
     centres = shapes.place(
         canvas.extent_um,
-        density_per_mm3=rng.uniform(1.1e5, 2.6e5),
+        density_per_mm3=rng.uniform(0.7e5, 2.0e5),
         spacing_um=1.9 * radius,
-        margin_um=6,
+        margin_um=6.0,
         rng=rng,
     )
     crowding = shapes.smooth_noise(size, 60 / voxel_um, rng) + 0.3 * shapes.smooth_noise(
@@ -81,14 +81,14 @@ def plaques(size: tuple[int, int, int], voxel_um: np.ndarray, rng: np.random.Gen
     """A few dense deposits: a bright irregular core of many lobes in a dim, ragged halo."""
     canvas = _Canvas(size, voxel_um)
     centres = shapes.place(
-        canvas.extent_um, density_per_mm3=rng.uniform(120, 420), spacing_um=35, margin_um=10, rng=rng
+        canvas.extent_um, density_per_mm3=rng.uniform(120, 420), spacing_um=35.0, margin_um=10.0, rng=rng
     )
     if len(centres) == 0:
         centres = rng.uniform(0.2, 0.8, size=(1, 3)) * canvas.extent_um
     for centre in centres:
         radius = float(np.clip(np.exp(rng.normal(np.log(9.5), 0.4)), 5, 24))
         brightness = rng.uniform(0.45, 1.1)
-        lobes = rng.integers(6, 15)
+        lobes = int(rng.integers(6, 15))
         around = centre + rng.normal(scale=0.42 * radius, size=(lobes, 3))
         sizes = radius * rng.uniform(0.3, 0.62, size=(lobes, 3))
         canvas.stamp(
@@ -119,9 +119,16 @@ def vessels(size: tuple[int, int, int], voxel_um: np.ndarray, rng: np.random.Gen
         start[axis] = -15.0
         heading = rng.normal(scale=0.45, size=3)
         heading[axis] = 1.0
-        radius = float(np.exp(rng.uniform(np.log(4), np.log(14)))) if index == 0 else rng.uniform(3, 5)
+        radius = float(np.exp(rng.uniform(np.log(4), np.log(16)))) if index == 0 else rng.uniform(3, 5)
         points, radii = shapes.tree(
-            start, heading, length_um=1.5 * extent[axis], radius_um=radius, wander=0.022, depth=3, rng=rng
+            start,
+            heading,
+            length_um=1.5 * extent[axis],
+            radius_um=radius,
+            wander=0.022,
+            depth=3,
+            rng=rng,
+            taper=0.4,
         )
         canvas.tube(points, radii, rng.uniform(0.6, 1.0))
         inner = shapes.spheres(np.maximum(radii - 2.5, 0.2))
@@ -131,10 +138,10 @@ def vessels(size: tuple[int, int, int], voxel_um: np.ndarray, rng: np.random.Gen
     canvas.label *= 1 - rng.uniform(0.1, 0.6) * lumen
     for points in _capillaries(extent, np.concatenate(trunk_points), rng):
         waves = np.cumsum(rng.normal(scale=0.03, size=len(points)))
-        radii = rng.uniform(1.5, 2.6) * np.exp(np.clip(waves - waves.mean(), -0.25, 0.25))
-        canvas.tube(points, radii, rng.uniform(0.12, 0.5))
-    patchy = shapes.smooth_noise(size, 14 / voxel_um, rng)
-    canvas.label *= np.clip(1 + 0.25 * patchy, 0.3, 1.8)
+        radii = rng.uniform(1.8, 3.2) * np.exp(np.clip(waves - waves.mean(), -0.25, 0.25))
+        canvas.tube(points, radii, rng.uniform(0.2, 0.6))
+    patchy = shapes.smooth_noise(size, 30 / voxel_um, rng)
+    canvas.label *= np.clip(1 + 0.12 * patchy, 0.3, 1.8)
     return canvas.finish(len(trunk_points))
 
 
@@ -145,7 +152,7 @@ def _capillaries(extent: np.ndarray, trunks: np.ndarray, rng: np.random.Generato
     by a spline: long smooth vessels that meet at points, rather than a lattice of straight struts.
     """
     nodes = shapes.place(
-        extent, density_per_mm3=rng.uniform(0.5e4, 1.2e4), spacing_um=30, margin_um=30, rng=rng
+        extent, density_per_mm3=rng.uniform(0.6e4, 1.5e4), spacing_um=34.0, margin_um=30.0, rng=rng
     )
     if len(nodes) < 8:
         return []
@@ -172,7 +179,7 @@ def _capillaries(extent: np.ndarray, trunks: np.ndarray, rng: np.random.Generato
             heading, at = nodes[options[int(np.argmax(ahead))]] - nodes[at], options[int(np.argmax(ahead))]
             heading = heading / np.linalg.norm(heading)
         if len(path) >= 3:
-            curves.append(shapes.wind(np.array(path), step_um=1.1, slack_um=5.0, rng=rng))
+            curves.append(shapes.wind(np.array(path), step_um=1.1, slack_um=3.5, rng=rng))
     return curves
 
 
@@ -196,11 +203,11 @@ def neurons(size: tuple[int, int, int], voxel_um: np.ndarray, rng: np.random.Gen
                 heading,
                 length_um=rng.uniform(90, 170) if index == 0 else rng.uniform(40, 90),
                 radius_um=rng.uniform(2.0, 3.2) if index == 0 else rng.uniform(1.1, 1.9),
-                wander=0.05,
+                wander=0.05 if index == 0 else 0.09,
                 depth=3 if index == 0 else 2,
                 rng=rng,
             )
-            canvas.tube(points, radii, 0.75 * brightness)
+            canvas.tube(points, radii, brightness)
     for _ in range(rng.poisson(4)):
         start = rng.uniform(size=3) * extent
         points = shapes.walk(
@@ -215,11 +222,11 @@ def glia(size: tuple[int, int, int], voxel_um: np.ndarray, rng: np.random.Genera
     """Evenly spaced microglia: small bright bodies, each with several short, twisting, branched arms."""
     canvas = _Canvas(size, voxel_um)
     centres = shapes.place(
-        canvas.extent_um, density_per_mm3=rng.uniform(0.9e4, 1.8e4), spacing_um=36, margin_um=22, rng=rng
+        canvas.extent_um, density_per_mm3=rng.uniform(0.5e4, 1.4e4), spacing_um=38.0, margin_um=22.0, rng=rng
     )
     for centre in centres:
         brightness = float(np.clip(np.exp(rng.normal(-0.5, 0.45)), 0.15, 1.3))
-        radii = rng.uniform(3.6, 5.6) * np.array([[1.0, rng.uniform(0.7, 1.0), rng.uniform(1.1, 1.7)]])
+        radii = rng.uniform(3.6, 5.6) * np.array([[1.0, rng.uniform(0.7, 1.0), rng.uniform(1.2, 2.2)]])
         canvas.stamp(
             centre[None], shapes.ellipsoids(radii, shapes.random_rotations(1, rng)), np.array([brightness])
         )
@@ -233,7 +240,10 @@ def glia(size: tuple[int, int, int], voxel_um: np.ndarray, rng: np.random.Genera
                 depth=2,
                 rng=rng,
             )
-            canvas.tube(points, arm, 0.55 * brightness)
+            # Annotators outline the body and the stems of its arms; the fine ends are beyond the resolution.
+            stem = arm > 1.0
+            canvas.tube(points[stem], arm[stem], 0.8 * brightness)
+            canvas.tube(points[~stem], arm[~stem], 0.8 * brightness, in_mask=False)
     return canvas.finish(len(centres))
 
 
@@ -244,64 +254,3 @@ KINDS: dict[str, Callable[[tuple[int, int, int], np.ndarray, np.random.Generator
     "neurons": neurons,
     "glia": glia,
 }
-
-
-def surroundings(
-    size: tuple[int, int, int],
-    voxel_um: np.ndarray,
-    *,
-    texture: float,
-    kind: str,
-    rng: np.random.Generator,
-) -> tuple[Float[np.ndarray, "z y x"], Float[np.ndarray, "z y x"]]:
-    """Relative autofluorescence of the tissue around a structure, and where tissue is (1 inside, 0 outside).
-
-    Texture at three scales, fibre tracts as bright bands (plaques sit beside strong ones), unlabelled
-    vessels as dark holes, and in some patches the surface of the tissue.
-    """
-    tissue = np.ones(size, np.float32)
-    for scale_um, share in ((70.0, 0.7), (22.0, 0.5), (7.0, 0.6), (3.5, 0.6)):
-        tissue *= np.exp(
-            texture * share * shapes.smooth_noise(size, np.maximum(scale_um / voxel_um, 1.0), rng)
-        )
-    grid = np.meshgrid(
-        *[np.arange(n) * v for n, v in zip(size, voxel_um, strict=True)], indexing="ij", sparse=True
-    )
-    extent = np.array(size) * voxel_um
-    if rng.uniform() < (0.7 if kind == "plaques" else 0.2):
-        normal = rng.normal(size=3)
-        normal /= np.linalg.norm(normal)
-        shift = sum(g * n for g, n in zip(grid, normal, strict=True)) - float(
-            rng.uniform(size=3) * extent @ normal
-        )
-        shift = shift + 0.05 * extent.mean() * shapes.smooth_noise(size, 60 / voxel_um, rng)
-        width = rng.uniform(0.06, 0.25) * extent.mean()
-        tissue *= (1 + rng.uniform(0.2, 0.6) * np.exp(-0.5 * (shift / width) ** 2)).astype(np.float32)
-    holes = np.zeros(size, np.float32)
-    for _ in range(rng.poisson(1.2)):
-        start = rng.uniform(-0.1, 1.1, size=3) * extent
-        points = shapes.walk(start, rng.normal(size=3), length_um=200, step_um=3, wander=0.03, rng=rng)
-        shapes.stamp(
-            holes,
-            points,
-            shapes.spheres(np.full(len(points), rng.uniform(3, 7))),
-            np.ones(len(points)),
-            voxel_um=voxel_um,
-        )
-    tissue *= 1 - 0.5 * holes
-    # Specks of dirt and clotted dye, far brighter than anything meant to be stained.
-    specks = rng.poisson(0.7)
-    shapes.stamp(
-        tissue,
-        rng.uniform(size=(specks, 3)) * extent,
-        shapes.spheres(rng.uniform(1.0, 2.2, size=specks)),
-        rng.uniform(5, 60, size=specks),
-        voxel_um=voxel_um,
-    )
-    inside = np.ones(size, np.float32)
-    if rng.uniform() < 0.12:
-        axis = rng.integers(3)
-        surface = rng.uniform(0.1, 0.35) * extent[axis] + 6 * shapes.smooth_noise(size, 45 / voxel_um, rng)
-        reach = grid[axis] if rng.integers(2) else extent[axis] - grid[axis]
-        inside = (1 / (1 + np.exp(-np.clip((reach - surface) / 2.0, -30, 30)))).astype(np.float32)
-    return tissue * (0.04 + 0.96 * inside), inside
