@@ -82,7 +82,8 @@ def infer_swin_unetr(state: Mapping[str, np.ndarray]) -> dict[str, object]:
     """
     try:
         tables = [
-            state[f"swinViT.layers{i + 1}.0.blocks.0.attn.relative_position_bias_table"].shape for i in range(4)
+            state[f"swinViT.layers{i + 1}.0.blocks.0.attn.relative_position_bias_table"].shape
+            for i in range(4)
         ]
         feature_size = int(state["swinViT.patch_embed.proj.weight"].shape[0])
         out_channels = int(state["out.conv.conv.weight"].shape[0])
@@ -128,7 +129,7 @@ def from_torch(state: Mapping[str, np.ndarray]) -> dict[str, dict]:
 
 
 def to_torch(variables: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
-    """Convert Flax variables to a MONAI state dict, relative position indices included: inverse of `from_torch`.
+    """Convert Flax variables to a MONAI state dict, position indices included: inverse of `from_torch`.
 
     Raises:
         ValueError: parameters are missing or left over.

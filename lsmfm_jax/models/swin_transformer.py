@@ -7,14 +7,16 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lsmfm_jax.models.conv import uniform_fan_in
+from lsmfm_jax.models.precision import add_bias, widen
 from lsmfm_jax.models.window_attention import WindowAttention
 
 Merging = Literal["corrected", "duplicated"]
-# Which voxel (z, y, x) of each 2x2x2 block stands at which place of the concatenation. The duplicated order is
-# that of MONAI up to 1.4.0: two voxels appear twice and two never.
+# Which voxel (z, y, x) of each 2x2x2 block stands at which place of the concatenation. The duplicated order
+# is that of MONAI up to 1.4.0: two voxels appear twice and two never.
 MERGING_ORDER = {
     "corrected": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1)),
     "duplicated": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1)),
@@ -26,7 +28,7 @@ LayerNorm = partial(nn.LayerNorm, epsilon=EPSILON, use_fast_variance=False)
 
 def normalise_channels(x: Float[Array, "*shape c"]) -> Float[Array, "*shape c"]:
     """Layer norm over channels without learnt scale and shift, in float32."""
-    values = x.astype(jnp.float32)
+    values = widen(x)
     values = values - values.mean(-1, keepdims=True)
     return (values * jax.lax.rsqrt(jnp.square(values).mean(-1, keepdims=True) + EPSILON)).astype(x.dtype)
 
@@ -35,7 +37,7 @@ class Linear(nn.Module):
     """Linear layer over channels with PyTorch's default initialisation and a float32 bias gradient."""
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*shape c"]) -> Float[Array, "*shape f"]:
@@ -44,14 +46,14 @@ class Linear(nn.Module):
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", init, (self.features,), jnp.float32)
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
-        return (y.astype(jnp.float32) + bias).astype(self.dtype)
+        return add_bias(y, bias)
 
 
 class PatchEmbedding(nn.Module):
-    """Project each block of 2x2x2 voxels to a token: a convolution of kernel and stride 2 as one matrix product."""
+    """Project each block of 2x2x2 voxels to a token: a convolution of stride 2 as one matrix product."""
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b z y x c"]) -> Float[Array, "b z2 y2 x2 f"]:
@@ -63,7 +65,7 @@ class PatchEmbedding(nn.Module):
         blocks = x.astype(self.dtype).reshape(b, z // 2, 2, y // 2, 2, w // 2, 2, c)
         blocks = blocks.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, z // 2, y // 2, w // 2, 8 * c)
         tokens = blocks @ kernel.astype(self.dtype).reshape(8 * c, self.features)
-        return (tokens.astype(jnp.float32) + bias).astype(self.dtype)
+        return add_bias(tokens, bias)
 
 
 class PatchMerging(nn.Module):
@@ -76,7 +78,7 @@ class PatchMerging(nn.Module):
     """
 
     form: Merging
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b z y x c"]) -> Float[Array, "b z2 y2 x2 c2"]:
@@ -94,7 +96,7 @@ class SwinBlock(nn.Module):
     heads: int
     window: int
     shifted: bool
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b z y x c"]) -> Float[Array, "b z y x c"]:
@@ -113,7 +115,7 @@ class SwinStage(nn.Module):
     heads: int
     window: int
     merging: Merging
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b z y x c"]) -> Float[Array, "b z2 y2 x2 c2"]:
@@ -144,7 +146,7 @@ class SwinTransformer(nn.Module):
     num_heads: Sequence[int]
     window: int
     merging: Merging
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b z y x c"]) -> tuple[Float[Array, "b _ _ _ _"], ...]:

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lsmfm_jax.models.backbone import Trunk
+from lsmfm_jax.models.precision import add_bias
 from lsmfm_jax.models.swin_transformer import MERGING_ORDER, Merging, SwinTransformer
 from lsmfm_jax.models.unetr_blocks import OutputLayer, ResidualBlock, UpsamplingBlock
 
@@ -16,11 +18,11 @@ class SwinUNETR(nn.Module):
 
     Parameters, in groups that path rules can tell apart:
         `transformer/patch_embedding`, `transformer/stage_0..3/...`: the transformer backbone;
-        `encoder_0..3`: residual blocks on the image and on hidden states 0 to 2 (MONAI's encoder1 to encoder4);
+        `encoder_0..3`: residual blocks on the image and hidden states 0 to 2 (MONAI's encoder1 to encoder4);
         `bottleneck`: residual block on the deepest hidden state (encoder10), half of all parameters;
         `decoder_4..0`: upsampling blocks (decoder5 to decoder1);
         `out`: the closing 1x1x1 convolution.
-    There are no batch statistics and no dropout: `train` changes nothing and is taken for the backbones' sake.
+    There are no batch statistics and no dropout: `train` changes nothing, it is there as in every backbone.
 
     Attributes:
         out_channels: D, channels of the dense features.
@@ -28,7 +30,8 @@ class SwinUNETR(nn.Module):
         depths: transformer blocks of each of the four stages.
         num_heads: attention heads of each stage.
         window: attention window along each axis, in tokens.
-        merging: "corrected", or "duplicated" for weights trained with MONAI up to 1.4.0, the published ones included.
+        merging: "corrected", or "duplicated" for weights trained with MONAI up to 1.4.0, such as the published
+            ones.
         dtype: compute dtype; parameters, norm arithmetic and softmax are float32.
     """
 
@@ -38,7 +41,7 @@ class SwinUNETR(nn.Module):
     num_heads: Sequence[int] = (3, 6, 12, 24)
     window: int = 7
     merging: Merging = "corrected"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         """Build the parts; names are those of the parameter tree."""
@@ -54,7 +57,7 @@ class SwinUNETR(nn.Module):
         self.out = OutputLayer(self.out_channels)
 
     def hidden_states(self, x: Float[Array, "b z y x c"]) -> tuple[Float[Array, "b _ _ _ _"], ...]:
-        """The transformer's five maps, normalised over channels; map i is `2^(i+1)` times smaller than the input.
+        """The transformer's five maps, normalised over channels; map i has 1/2^(i+1) of the input's resolution.
 
         Raises:
             ValueError: a spatial size is not a multiple of 32.
@@ -66,9 +69,9 @@ class SwinUNETR(nn.Module):
     def trunk(self, x: Float[Array, "b z y x c"], *, train: bool) -> Trunk:
         """Features before the closing convolution, with that convolution apart.
 
-        `values` is `B Z Y X F`; `tail` is (kernel `F D`, bias `D`); `stages` are the four encoder maps, at 1, 1/2,
-        1/4 and 1/8 of the resolution with F, F, 2F and 4F channels, and the bottleneck's, at 1/32 with 16F: the deepest
-        one, for classification.
+        `values` is `B Z Y X F`; `tail` is (kernel `F D`, bias `D`); `stages` are the four encoder maps, at 1,
+        1/2, 1/4 and 1/8 of the resolution with F, F, 2F and 4F channels, and the bottleneck's, at 1/32 with
+        16F: the deepest one, for classification.
         """
         del train
         hidden = self.hidden_states(x)
@@ -83,4 +86,4 @@ class SwinUNETR(nn.Module):
         """Dense features, materialised."""
         values, (kernel, bias), _ = self.trunk(x, train=train)
         dense = values @ kernel.astype(self.dtype)
-        return (dense.astype(jnp.float32) + bias).astype(self.dtype)
+        return add_bias(dense, bias)

@@ -3,9 +3,11 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lsmfm_jax.models.conv import Conv, uniform_fan_in
+from lsmfm_jax.models.precision import widen
 
 EPSILON = 1e-5
 SLOPE = 0.01
@@ -13,7 +15,7 @@ SLOPE = 0.01
 
 def instance_norm(x: Float[Array, "b z y x c"]) -> Float[Array, "b z y x c"]:
     """Normalise each sample's channels over space to mean 0 and variance 1, in float32."""
-    values = x.astype(jnp.float32)
+    values = widen(x)
     values = values - values.mean((1, 2, 3), keepdims=True)
     variance = jnp.square(values).mean((1, 2, 3), keepdims=True)
     return (values * jax.lax.rsqrt(variance + EPSILON)).astype(x.dtype)
@@ -30,7 +32,7 @@ class ResidualBlock(nn.Module):
     """
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b z y x c"]) -> Float[Array, "b z y x f"]:
@@ -48,7 +50,7 @@ class ResidualBlock(nn.Module):
 
 
 class UpsamplingBlock(nn.Module):
-    """Double each axis by a transposed convolution of kernel and stride 2, join the skip map, run a residual block.
+    """Double each axis by a transposed convolution, join the skip map, run a residual block.
 
     Parameters: `up/kernel` (2, 2, 2, Cin, F), `block/{conv1, conv2, conv3}/kernel`.
 
@@ -58,7 +60,7 @@ class UpsamplingBlock(nn.Module):
     """
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -74,7 +76,7 @@ class Upsampling(nn.Module):
     """Transposed convolution of kernel and stride 2: windows do not overlap, so it is one matrix product."""
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b z y x c"]) -> Float[Array, "b z2 y2 x2 f"]:
@@ -89,7 +91,7 @@ class Upsampling(nn.Module):
 
 
 class OutputLayer(nn.Module):
-    """Parameters of a closing 1x1x1 convolution, handed out so that callers can contract them into what follows."""
+    """Parameters of a closing 1x1x1 convolution, handed out: callers contract them into what follows."""
 
     features: int
 

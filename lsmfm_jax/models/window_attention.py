@@ -8,13 +8,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from lsmfm_jax.models.attention_kernel import attend
 from lsmfm_jax.models.conv import uniform_fan_in
+from lsmfm_jax.models.precision import add_bias
 
 Triple = tuple[int, int, int]
-# What Swin adds to the score of a forbidden pair; exp(-100) is below float32's smallest normal number.
-FORBIDDEN = -100.0
 
 
 class WindowPlan(NamedTuple):
@@ -35,7 +36,7 @@ class WindowPlan(NamedTuple):
 
 @lru_cache
 def plan_windows(size: Triple, window: int, *, shifted: bool) -> WindowPlan:
-    """Plan the windows of a map: an axis that fits into one window gets one of its own size and is not shifted.
+    """Plan the windows of a map; an axis that fits into one window gets one of its own size, not shifted.
 
     Args:
         size: the map's size along Z, Y, X.
@@ -51,11 +52,11 @@ def plan_windows(size: Triple, window: int, *, shifted: bool) -> WindowPlan:
 
 
 @lru_cache
-def shift_mask(plan: WindowPlan) -> Float[np.ndarray, "w n n"] | None:
-    """Score offsets that keep apart the tokens a roll has brought together; None if nothing was rolled.
+def shift_regions(plan: WindowPlan) -> Int[np.ndarray, "w n"] | None:
+    """Number the regions of a rolled map within which tokens were neighbours; None if nothing was rolled.
 
-    Along each axis the last window holds the map's far end and, rolled round, its beginning: 0 between tokens
-    of one region, -100 between regions.
+    Along each axis the last window holds the map's far end and, rolled round, its beginning: these two must
+    not attend to each other.
     """
     if plan.shift == (0, 0, 0):
         return None
@@ -66,16 +67,17 @@ def shift_mask(plan: WindowPlan) -> Float[np.ndarray, "w n n"] | None:
             line[-length:-shift] = 1
             line[-shift:] = 2
         regions = regions * 3 + np.expand_dims(line, tuple(a for a in range(3) if a != axis))
-    region = _cut(regions[None, ..., None], plan)[0, :, :, 0]
-    return np.where(region[:, :, None] == region[:, None, :], 0.0, FORBIDDEN).astype(np.float32)
+    (nz, ny, nx), (wz, wy, wx) = plan.counts, plan.window
+    windows = regions.reshape(nz, wz, ny, wy, nx, wx).transpose(0, 2, 4, 1, 3, 5)
+    return windows.reshape(nz * ny * nx, wz * wy * wx)
 
 
 @lru_cache
 def relative_position_index(window: int) -> Int[np.ndarray, "n n"]:
     """Row of the bias table for each pair of tokens of a full cubic window, in raster order.
 
-    Row `((dz + w - 1) * (2w - 1) + dy + w - 1) * (2w - 1) + dx + w - 1` belongs to the offset (dz, dy, dx) of the
-    query from the key.
+    Row `((dz + w - 1) * (2w - 1) + dy + w - 1) * (2w - 1) + dx + w - 1` belongs to the offset (dz, dy, dx) of
+    the query from the key.
     """
     position = np.stack(np.meshgrid(*[np.arange(window)] * 3, indexing="ij"), -1).reshape(-1, 3)
     offset = position[:, None] - position[None] + window - 1
@@ -83,28 +85,26 @@ def relative_position_index(window: int) -> Int[np.ndarray, "n n"]:
     return (offset @ np.array([side * side, side, 1])).astype(np.int32)
 
 
-def _cut(x, plan: WindowPlan):  # noqa: ANN001, ANN202  numpy or jax, and the same comes back
-    (nz, ny, nx), (wz, wy, wx) = plan.counts, plan.window
-    b, c = x.shape[0], x.shape[-1]
-    x = x.reshape(b, nz, wz, ny, wy, nx, wx, c).transpose(0, 1, 3, 5, 2, 4, 6, 7)
-    return x.reshape(b, nz * ny * nx, wz * wy * wx, c)
-
-
-def partition_windows(x: Float[Array, "b z y x c"], plan: WindowPlan) -> Float[Array, "b w n c"]:
-    """Pad, roll and cut a map into windows of tokens in raster order."""
+def partition_windows(
+    x: Float[Array, "b z y x c"], plan: WindowPlan, heads: int
+) -> Float[Array, "w b h n d"]:
+    """Pad, roll and cut a map into windows of tokens in raster order, and its channels into heads."""
     if any(plan.padding):
         x = jnp.pad(x, ((0, 0), *((0, p) for p in plan.padding), (0, 0)))
     if any(plan.shift):
         x = jnp.roll(x, [-s for s in plan.shift], (1, 2, 3))
-    return _cut(x, plan)
-
-
-def merge_windows(x: Float[Array, "b w n c"], plan: WindowPlan) -> Float[Array, "b z y x c"]:
-    """Put windows back into a map: the inverse of `partition_windows`, padding dropped."""
     (nz, ny, nx), (wz, wy, wx) = plan.counts, plan.window
     b, c = x.shape[0], x.shape[-1]
-    x = x.reshape(b, nz, ny, nx, wz, wy, wx, c).transpose(0, 1, 4, 2, 5, 3, 6, 7)
-    x = x.reshape(b, nz * wz, ny * wy, nx * wx, c)
+    x = x.reshape(b, nz, wz, ny, wy, nx, wx, heads, c // heads).transpose(1, 3, 5, 0, 7, 2, 4, 6, 8)
+    return x.reshape(nz * ny * nx, b, heads, wz * wy * wx, c // heads)
+
+
+def merge_windows(x: Float[Array, "w b h n d"], plan: WindowPlan) -> Float[Array, "b z y x c"]:
+    """Put windows and heads back into a map: the inverse of `partition_windows`, padding dropped."""
+    (nz, ny, nx), (wz, wy, wx) = plan.counts, plan.window
+    _, b, heads, _, d = x.shape
+    x = x.reshape(nz, ny, nx, b, heads, wz, wy, wx, d).transpose(3, 0, 5, 1, 6, 2, 7, 4, 8)
+    x = x.reshape(b, nz * wz, ny * wy, nx * wx, heads * d)
     if any(plan.shift):
         x = jnp.roll(x, plan.shift, (1, 2, 3))
     size = [n * w - p for n, w, p in zip(plan.counts, plan.window, plan.padding, strict=True)]
@@ -117,8 +117,8 @@ def relative_position_bias(
     """Spread the bias table over the pairs of the first `tokens` tokens of a full window.
 
     The table is Toeplitz along each axis, so the spread is a few slices: its gradient is a few sums, not a
-    scatter over every pair. A window shrunk to its map takes the corner of the *full* window's pairs, not those of
-    its own geometry: so did the networks whose weights we load (MONAI).
+    scatter over every pair. A window shrunk to its map takes the corner of the *full* window's pairs, not those
+    of its own geometry: so did the networks whose weights we load (MONAI).
     """
     heads = table.shape[1]
     side = 2 * window - 1
@@ -135,9 +135,9 @@ def relative_position_bias(
 class WindowAttention(nn.Module):
     """Multi-head self-attention within (shifted) windows.
 
-    Parameters: `qkv_kernel` (C, 3C), `qkv_bias` (3C), `relative_position_bias` ((2w-1)^3, heads), `out_kernel` (C, C),
-    `out_bias` (C), float32. Linear layers run on real tokens only; a padded token is a key and a value equal to the
-    bias, as it is when zeros pass through the linear layer.
+    Parameters: `qkv_kernel` (C, 3C), `qkv_bias` (3C), `relative_position_bias` ((2w-1)^3, heads),
+    `out_kernel` (C, C), `out_bias` (C), float32. Linear layers run on real tokens only; a padded token is a key
+    and a value equal to the bias, as it is when zeros pass through the linear layer.
 
     Attributes:
         heads: attention heads; must divide C.
@@ -149,7 +149,7 @@ class WindowAttention(nn.Module):
     heads: int
     window: int
     shifted: bool
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b z y x c"]) -> Float[Array, "b z y x c"]:
@@ -166,26 +166,11 @@ class WindowAttention(nn.Module):
         out_bias = self.param("out_bias", init, (width,), jnp.float32)
 
         plan = plan_windows(x.shape[1:4], self.window, shifted=self.shifted)
-        projected = partition_windows(x.astype(self.dtype) @ qkv_kernel.astype(self.dtype), plan)
-        projected = (projected.astype(jnp.float32) + qkv_bias).astype(self.dtype)
+        projected = x.astype(self.dtype) @ qkv_kernel.astype(self.dtype)
+        parts = [partition_windows(part, plan, self.heads) for part in jnp.split(projected, 3, -1)]
+        biases = qkv_bias.reshape(3, self.heads, 1, width // self.heads)
+        query, key, value = (add_bias(part, b) for part, b in zip(parts, biases, strict=True))
+        query = query * jnp.asarray((width // self.heads) ** -0.5, query.dtype)
         bias = relative_position_bias(table, window=self.window, tokens=math.prod(plan.window))
-        mixed = merge_windows(attend(projected, bias, shift_mask(plan)), plan)
-        out = mixed @ out_kernel.astype(self.dtype)
-        return (out.astype(jnp.float32) + out_bias).astype(self.dtype)
-
-
-def attend(
-    qkv: Float[Array, "b w n c3"],
-    bias: Float[Array, "heads n n"],
-    mask: Float[np.ndarray, "w n n"] | None,
-) -> Float[Array, "b w n c"]:
-    """Scaled dot-product attention within each window, scores and softmax in float32."""
-    heads = bias.shape[0]
-    b, w, n, width = qkv.shape[:3] + (qkv.shape[3] // 3,)
-    query, key, value = jnp.moveaxis(qkv.reshape(b, w, n, 3, heads, width // heads), 3, 0)
-    query = query * jnp.asarray((width // heads) ** -0.5, query.dtype)
-    scores = jnp.einsum("bwqhd,bwkhd->bwhqk", query, key, preferred_element_type=jnp.float32) + bias
-    if mask is not None:
-        scores = scores + mask[:, None]
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("bwhqk,bwkhd->bwqhd", weights, value).reshape(b, w, n, width)
+        mixed = merge_windows(attend(query, key, value, bias, shift_regions(plan)), plan)
+        return add_bias(mixed @ out_kernel.astype(self.dtype), out_bias)

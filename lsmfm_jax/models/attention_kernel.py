@@ -1,0 +1,135 @@
+"""Attention within windows, chunk by chunk; scores are never kept, the backward pass computes them anew."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from lsmfm_jax.models.precision import widen
+
+# Scores held at one time. On a CPU they should stay in the cache, which is five times faster than going
+# through memory. Elsewhere the limit bounds memory (1 GiB of float32) and keeps every tensor far below 2**31 elements.
+CPU_SCORES = 2**20
+DEVICE_SCORES = 2**28
+# What Swin adds to the score of a forbidden pair; exp(-100) is below float32's smallest normal number.
+FORBIDDEN = -100.0
+
+Windows = Float[Array, "w b h n d"]
+
+
+@jax.custom_vjp
+def attend(
+    query: Windows,
+    key: Windows,
+    value: Windows,
+    bias: Float[Array, "h n n"],
+    regions: Int[Array, "w n"] | None,
+) -> Windows:
+    """Attention `softmax(query key^T + bias) value` within each window, scores and softmax in float32.
+
+    Args:
+        query: already scaled. Windows lead: chunks are taken of them, not of a batch spread over devices.
+        key: as the query.
+        value: as the query.
+        bias: added to the scores of every window, queries before keys.
+        regions: a number for each token; pairs whose numbers differ get -100 added to their score. None means
+            that all are of one region.
+    """
+    return _forward(query, key, value, bias, regions)[0]
+
+
+def _forward(query: Array, key: Array, value: Array, bias: Array, regions: Array | None) -> tuple:
+    out, total = _by_platform(_forward_windows, query, key, value, bias, regions)
+    return out, (query, key, value, bias, regions, out, total)
+
+
+def _backward(saved: tuple, gradient: Array) -> tuple:
+    query, key, value, bias, regions, out, total = saved
+    # The row sums of weights * their gradients, which the softmax's derivative subtracts.
+    inner = jnp.sum(widen(gradient) * widen(out), -1, keepdims=True)
+    operands = (query, key, value, bias, regions, total, inner, gradient)
+    gradient_query, gradient_key, gradient_value, gradient_bias = _by_platform(_backward_windows, *operands)
+    return gradient_query, gradient_key, gradient_value, gradient_bias, None
+
+
+attend.defvjp(_forward, _backward)
+
+
+def _by_platform(function, *operands):
+    return jax.lax.platform_dependent(
+        *operands,
+        cpu=partial(function, limit=CPU_SCORES),
+        default=partial(function, limit=DEVICE_SCORES),
+    )
+
+
+def _chunks(shape: tuple[int, ...], limit: int) -> int:
+    """Into how many equal chunks the windows are split so that one chunk's scores stay within the limit."""
+    windows, batch, heads, tokens, _ = shape
+    one = batch * heads * tokens * tokens
+    return next(
+        n for n in range(1, windows + 1) if windows % n == 0 and (one * windows // n <= limit or n == windows)
+    )
+
+
+def _split(value: Array | None, chunks: int) -> Array | None:
+    return None if value is None else value.reshape(chunks, value.shape[0] // chunks, *value.shape[1:])
+
+
+def _scores(query: Array, key: Array, bias: Array, regions: Array | None) -> Array:
+    scores = jnp.einsum("wbhqd,wbhkd->wbhqk", query, key, preferred_element_type=bias.dtype) + bias
+    if regions is None:
+        return scores
+    apart = regions[:, None, None, :, None] != regions[:, None, None, None, :]
+    return scores + jnp.where(apart, jnp.asarray(FORBIDDEN, bias.dtype), 0)
+
+
+def _forward_windows(query, key, value, bias, regions, *, limit):
+    """Output, and each query's log-sum-exp of scores."""
+
+    def step(chunk):
+        query, key, value, regions = chunk
+        scores = _scores(query, key, bias, regions)
+        top = scores.max(-1, keepdims=True)
+        weights = jnp.exp(scores - top)
+        norm = weights.sum(-1, keepdims=True)
+        out = jnp.einsum(
+            "wbhqk,wbhkd->wbhqd", weights.astype(value.dtype), value, preferred_element_type=bias.dtype
+        )
+        return (out / norm).astype(value.dtype), top + jnp.log(norm)
+
+    chunks = _chunks(query.shape, limit)
+    if chunks == 1:
+        return step((query, key, value, regions))
+    out, total = jax.lax.map(step, tuple(_split(x, chunks) for x in (query, key, value, regions)))
+    return out.reshape(query.shape), total.reshape(*query.shape[:-1], 1)
+
+
+def _backward_windows(query, key, value, bias, regions, total, inner, gradient, *, limit):
+    """Gradients of query, key, value and bias."""
+
+    def step(gradient_bias, chunk):
+        query, key, value, regions, total, inner, gradient = chunk
+        product = partial(jnp.einsum, preferred_element_type=bias.dtype)
+        weights = jnp.exp(_scores(query, key, bias, regions) - total)
+        gradient_weights = product("wbhqd,wbhkd->wbhqk", gradient, value)
+        gradient_scores = weights * (gradient_weights - inner)
+        gradient_bias = gradient_bias + gradient_scores.sum((0, 1))
+        weights, narrow = weights.astype(value.dtype), gradient_scores.astype(value.dtype)
+        gradients = (
+            product("wbhqk,wbhkd->wbhqd", narrow, key),
+            product("wbhqk,wbhqd->wbhkd", narrow, query),
+            product("wbhqk,wbhqd->wbhkd", weights, gradient),
+        )
+        return gradient_bias, tuple(x.astype(value.dtype) for x in gradients)
+
+    chunks = _chunks(query.shape, limit)
+    operands = (query, key, value, regions, total, inner, gradient)
+    if chunks == 1:
+        gradient_bias, gradients = step(jnp.zeros_like(bias), operands)
+        return *gradients, gradient_bias
+    gradient_bias, gradients = jax.lax.scan(
+        step, jnp.zeros_like(bias), tuple(_split(x, chunks) for x in operands)
+    )
+    return *(x.reshape(query.shape) for x in gradients), gradient_bias
