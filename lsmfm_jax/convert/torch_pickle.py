@@ -185,8 +185,8 @@ def _global(module: object, name: object) -> Any:
         return _Name(str(module), str(name))
     raise TorchFileError(
         f"it asks for `{str(module)[:80]}.{str(name)[:80]}`, which is code and not data. Only tensors, "
-        "numbers, strings and plain containers are read, and nothing of a file is ever run; save the state_dict "
-        "alone (torch.save(model.state_dict(), ...)) where the file came from"
+        "numbers, strings and plain containers are read, and nothing of a file is ever run. Where the file "
+        "came from, save the state_dict alone: torch.save(model.state_dict(), ...)"
     )
 
 

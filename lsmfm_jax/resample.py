@@ -1,0 +1,139 @@
+"""Resize, warp and smooth volumes on the device: linear for images, nearest for masks.
+
+Everything acts on each sample alone, so a batch sharded over devices stays sharded. All of it mixes voxels
+along the depth: a sharded *depth* axis is gathered, so do this before the depth is sharded.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+Order = Literal["linear", "nearest"]
+
+
+def resize_trilinear(
+    volumes: Float[Array, "b z y x c"], size: tuple[int, int, int]
+) -> Float[Array, "b zo yo xo c"]:
+    """Resize to `size` (Z, Y, X voxels) by linear interpolation between voxel centres, without anti-aliasing.
+
+    Equal to torch's `interpolate(mode="trilinear", align_corners=False)`: the border value is held outside
+    the outermost centres.
+    """
+    # One axis at a time with constant indices: 3.5 times faster on a CPU than three dense matrix products.
+    for axis, size_out in enumerate(size, 1):
+        size_in = volumes.shape[axis]
+        if size_out == size_in:
+            continue
+        position = np.clip((np.arange(size_out) + 0.5) * size_in / size_out - 0.5, 0, size_in - 1)
+        lower = np.floor(position).astype(np.int32)
+        upper = np.minimum(lower + 1, size_in - 1)
+        weight = (position - lower).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(5)])
+        below, above = jnp.take(volumes, lower, axis=axis), jnp.take(volumes, upper, axis=axis)
+        volumes = below * (1 - weight) + above * weight
+    return volumes
+
+
+def resize_nearest(
+    volumes: Shaped[Array, "b z y x c"], size: tuple[int, int, int]
+) -> Shaped[Array, "b zo yo xo c"]:
+    """Resize masks or labels to `size` (Z, Y, X voxels), each voxel taking the value at its centre.
+
+    Equal to torch's `interpolate(mode="nearest-exact")`, in register with `resize_trilinear`.
+    """
+    for axis, size_out in enumerate(size, 1):
+        if size_out != volumes.shape[axis]:
+            index = np.floor((np.arange(size_out) + 0.5) * volumes.shape[axis] / size_out).astype(np.int32)
+            volumes = jnp.take(volumes, index, axis=axis)
+    return volumes
+
+
+def _source_position(
+    shape: tuple[int, int, int], matrix: Float[Array, "3 3"]
+) -> tuple[Float[Array, "z y x"], ...]:
+    """Where each output voxel comes from along Z, Y and X, mirrored at the borders; see `affine_warp`."""
+    centre = [(side - 1) / 2 for side in shape]
+    offset = [
+        jnp.arange(side, dtype=jnp.float32) - middle for side, middle in zip(shape, centre, strict=True)
+    ]
+    found = []
+    for row, side, middle in zip(matrix, shape, centre, strict=True):
+        plane = row[0] * offset[0][:, None] + row[1] * offset[1][None, :]
+        position = plane[:, :, None] + row[2] * offset[2] + (middle + 0.5)
+        folded = jnp.mod(position, 2 * side)
+        folded = jnp.minimum(folded, 2 * side - folded) - 0.5
+        found.append(jnp.clip(folded, 0, side - 1))
+    return tuple(found)
+
+
+def _warp_linear(volume: Float[Array, "z y x c"], matrix: Float[Array, "3 3"]) -> Float[Array, "z y x c"]:
+    shape = volume.shape[:3]
+    position = _source_position(shape, matrix)
+    lower = [jnp.floor(along).astype(jnp.int32) for along in position]
+    weight = [along - below for along, below in zip(position, lower, strict=True)]
+    steps = (shape[1] * shape[2], shape[2], 1)
+    start = sum(below * step for below, step in zip(lower, steps, strict=True))
+    # At the last voxel of an axis the upper neighbour has no weight and must not be outside.
+    up = [jnp.where(below < side - 1, step, 0) for below, side, step in zip(lower, shape, steps, strict=True)]
+    # Without the barrier the positions are worked out again for each of the eight neighbours.
+    start, up, weight = jax.lax.optimization_barrier((start, up, weight))
+    flat = volume.reshape(-1, volume.shape[3])
+    total = jnp.zeros_like(volume)
+    for corner in range(8):
+        high = [corner >> bit & 1 for bit in (2, 1, 0)]
+        index = start + sum(step for step, above in zip(up, high, strict=True) if above)
+        share = 1.0
+        for along, above in zip(weight, high, strict=True):
+            share = share * (along if above else 1 - along)
+        total = total + share[..., None] * flat.at[index].get(mode="promise_in_bounds")
+    return total
+
+
+def _warp_nearest(volume: Shaped[Array, "z y x c"], matrix: Float[Array, "3 3"]) -> Shaped[Array, "z y x c"]:
+    shape = volume.shape[:3]
+    z, y, x = (jnp.floor(along + 0.5).astype(jnp.int32) for along in _source_position(shape, matrix))
+    index = (z * shape[1] + y) * shape[2] + x
+    return volume.reshape(-1, volume.shape[3]).at[index].get(mode="promise_in_bounds")
+
+
+def affine_warp(
+    volumes: Shaped[Array, "b z y x c"], matrices: Float[Array, "b 3 3"], *, order: Order
+) -> Shaped[Array, "b z y x c"]:
+    """Take each output voxel from `matrix @ (voxel - centre) + centre` of its own sample (ZYX coordinates).
+
+    Outside, the volume continues as its mirror image about the border (the padding of MONAI's RandAffine by
+    default), so no empty rim appears and a mask stays true to its image. `order` is "linear" for images
+    (floating point) and "nearest" for masks (any dtype, kept). A matrix of 0 and ±1 moves voxels exactly.
+    """
+    return jax.vmap(_warp_linear if order == "linear" else _warp_nearest)(volumes, matrices)
+
+
+def _smoothing_matrices(size: int, sigma: Float[Array, "b"]) -> Float[Array, "b n n"]:
+    """The (out, in) matrices of sampled Gaussians cut at 4 sigma, the signal mirrored at its borders."""
+    target, source = np.arange(size)[:, None, None], np.arange(size)[None, :, None]
+    # Each input voxel and its mirror images, as far as three sides away.
+    periods = np.array([-2 * size, 0, 2 * size])
+    distance = np.concatenate([target - source - periods, target + source + 1 - periods], axis=-1).astype(
+        np.float32
+    )
+    sigma = jnp.maximum(sigma, 1e-6)[:, None, None, None]
+    weights = jnp.exp(-0.5 * jnp.square(distance / sigma))
+    weights = jnp.sum(jnp.where(np.abs(distance) <= jnp.floor(4 * sigma + 0.5), weights, 0), axis=-1)
+    return weights / jnp.sum(weights, axis=-1, keepdims=True)
+
+
+def gaussian_smooth(
+    volumes: Float[Array, "b z y x c"], sigma_voxels: Float[Array, "b 3"]
+) -> Float[Array, "b z y x c"]:
+    """Smooth each sample by its own Gaussian, one sigma (voxels) per axis (ZYX); zero changes nothing.
+
+    Equal to `scipy.ndimage.gaussian_filter(mode="reflect", truncate=4)` while 4 sigma is below two sides.
+    """
+    result = jnp.moveaxis(volumes, -1, 1)
+    for axis, equation in enumerate(("bczyx,boz->bcoyx", "bczyx,boy->bczox", "bczyx,box->bczyo")):
+        matrices = _smoothing_matrices(volumes.shape[axis + 1], sigma_voxels[:, axis])
+        # Full float32: with TF32 a sample that is not smoothed would be rounded.
+        result = jnp.einsum(equation, result, matrices, precision=jax.lax.Precision.HIGHEST)
+    return jnp.moveaxis(result, 1, -1)
