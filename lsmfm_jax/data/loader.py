@@ -46,7 +46,7 @@ class BatchStream:
     """
 
     def __init__(self, dataset: grain.IterDataset, *, reader: PatchReader, max_bad_frac: float) -> None:
-        self._iterator = iter(dataset)
+        self._iterator: Iterator[Batch] = iter(dataset)
         self._reader = reader
         self._max_bad_frac = max_bad_frac
         self.damaged: set[int] = set()
@@ -69,10 +69,12 @@ class BatchStream:
         return batch
 
     def close(self) -> None:
-        """Stop the readers of this stream."""
+        """Stop the readers of this stream, which then has no more batches."""
         close = getattr(self._iterator, "close", None)
         if close is not None:
             close()
+        # grain's iterators complain when they are collected as late as the interpreter's end.
+        self._iterator = iter(())
 
 
 def make_loader(

@@ -57,13 +57,69 @@ def _library(strides: Triple, padding: Triple, x: Array, kernel: Array) -> Array
     return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=DIMENSIONS)
 
 
-# The platform is chosen when the program is lowered, not when it is traced: a program compiled ahead of time
-# for a GPU on a machine without one holds the GPU's form only.
+def _library_input_gradient(
+    strides: Triple, padding: Triple, shape: tuple[int, ...], gradient: Array, kernel: Array
+) -> Array:
+    x = jax.ShapeDtypeStruct(shape, gradient.dtype)
+    return jax.linear_transpose(lambda x: _library(strides, padding, x, kernel), x)(gradient)[0]
+
+
+def _library_weight_gradient(
+    strides: Triple, padding: Triple, sizes: Triple, x: Array, gradient: Array
+) -> Array:
+    kernel = jax.ShapeDtypeStruct((*sizes, x.shape[-1], gradient.shape[-1]), gradient.dtype)
+    return jax.linear_transpose(lambda k: _library(strides, padding, x, k), kernel)(gradient)[0]
+
+
+def _by_platform(
+    on_cpu: Callable[..., Array], elsewhere: Callable[..., Array], *arrays: Array, worthwhile: bool
+) -> Array:
+    """Pick the form when the program is lowered, not when it is traced.
+
+    So a program compiled ahead of time for a GPU on a machine without one holds the GPU's form only.
+    """
+    if not worthwhile:
+        return elsewhere(*arrays)
+    return lax.platform_dependent(*arrays, cpu=on_cpu, default=elsewhere)
+
+
+def _input_gradient(
+    strides: Triple, padding: Triple, shape: tuple[int, ...], gradient: Array, kernel: Array
+) -> Array:
+    """Adjoint of the convolution in its input; `shape` is the input's."""
+    return _by_platform(
+        partial(conv_kernels.input_gradient, strides, padding, shape),
+        partial(_library_input_gradient, strides, padding, shape),
+        gradient,
+        kernel,
+        worthwhile=conv_kernels.is_worthwhile(math.prod(gradient.shape[:4]), kernel.shape),
+    )
+
+
+def _weight_gradient(strides: Triple, padding: Triple, sizes: Triple, x: Array, gradient: Array) -> Array:
+    """Adjoint of the convolution in its weights; `sizes` is the kernel's window."""
+    shape = (*sizes, x.shape[-1], gradient.shape[-1])
+    return _by_platform(
+        partial(conv_kernels.weight_gradient, strides, padding, sizes),
+        partial(_library_weight_gradient, strides, padding, sizes),
+        x,
+        gradient,
+        worthwhile=conv_kernels.is_worthwhile(math.prod(gradient.shape[:4]), shape),
+    )
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _windowed(strides: Triple, padding: Triple, x: Array, kernel: Array) -> Array:
-    on_cpu = partial(conv_kernels.convolve, strides, padding)
-    elsewhere = partial(_library, strides, padding)
-    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
+    voxels = x.shape[0]
+    for n, p, k, s in zip(x.shape[1:4], padding, kernel.shape[:3], strides, strict=True):
+        voxels *= (n + 2 * p - k) // s + 1
+    return _by_platform(
+        partial(conv_kernels.convolve, strides, padding),
+        partial(_library, strides, padding),
+        x,
+        kernel,
+        worthwhile=conv_kernels.is_worthwhile(voxels, kernel.shape),
+    )
 
 
 def _windowed_forward(
@@ -78,37 +134,11 @@ def _windowed_backward(
     x, kernel = saved
     return (
         _input_gradient(strides, padding, x.shape, gradient, kernel),
-        _weight_gradient(strides, padding, kernel.shape, x, gradient),
+        _weight_gradient(strides, padding, kernel.shape[:3], x, gradient),
     )
 
 
 _windowed.defvjp(_windowed_forward, _windowed_backward)
-
-
-def _input_gradient(
-    strides: Triple, padding: Triple, shape: tuple[int, ...], gradient: Array, kernel: Array
-) -> Array:
-    """Adjoint of the convolution in its input; `shape` is the input's."""
-
-    def elsewhere(gradient: Array, kernel: Array) -> Array:
-        x = jax.ShapeDtypeStruct(shape, gradient.dtype)
-        return jax.linear_transpose(lambda x: _library(strides, padding, x, kernel), x)(gradient)[0]
-
-    on_cpu = partial(conv_kernels.input_gradient, strides, padding, shape)
-    return lax.platform_dependent(gradient, kernel, cpu=on_cpu, default=elsewhere)
-
-
-def _weight_gradient(
-    strides: Triple, padding: Triple, shape: tuple[int, ...], x: Array, gradient: Array
-) -> Array:
-    """Adjoint of the convolution in its weights; `shape` is the kernel's."""
-
-    def elsewhere(x: Array, gradient: Array) -> Array:
-        kernel = jax.ShapeDtypeStruct(shape, gradient.dtype)
-        return jax.linear_transpose(lambda k: _library(strides, padding, x, k), kernel)(gradient)[0]
-
-    on_cpu = partial(conv_kernels.weight_gradient, strides, padding, shape[:3])
-    return lax.platform_dependent(x, gradient, cpu=on_cpu, default=elsewhere)
 
 
 def conv_transpose3d(
@@ -162,7 +192,7 @@ def _transposed_backward(
     """Input gradient: the strided convolution. Weight gradient: that convolution's, in its weights."""
     x, kernel = saved
     adjoint = jnp.swapaxes(kernel, 3, 4)
-    gradient_kernel = _weight_gradient(strides, padding, adjoint.shape, gradient, x)
+    gradient_kernel = _weight_gradient(strides, padding, adjoint.shape[:3], gradient, x)
     return _windowed(strides, padding, gradient, adjoint), jnp.swapaxes(gradient_kernel, 3, 4)
 
 

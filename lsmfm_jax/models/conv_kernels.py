@@ -13,9 +13,15 @@ from jax import lax
 from jaxtyping import Array, Float
 
 Triple = tuple[int, int, int]
-SLAB_VOXELS = (
-    1024  # voxels of one slab: its shifted copies then stay in the cache between writing and reading
-)
+# Multiplications below which XLA's own form is quick enough, and compiles faster.
+WORTHWHILE = 2**22
+# Voxels of one slab: its shifted copies then stay in the cache between writing and reading.
+SLAB_VOXELS = 1024
+
+
+def is_worthwhile(voxels: int, kernel_shape: tuple[int, ...]) -> bool:
+    """Tell whether a convolution with this many output voxels (over the batch) gains by the forms below."""
+    return voxels * math.prod(kernel_shape) >= WORTHWHILE
 
 
 def convolve(

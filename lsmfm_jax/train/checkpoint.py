@@ -181,6 +181,9 @@ def remove_after(folder: pathlib.Path, step: int) -> None:
 
 def damaged_files(folder: pathlib.Path, step: int) -> list[str]:
     """One line for each file of a checkpoint that is missing or differs from what was written; empty where whole."""
+    marker = folder / str(step) / "_CHECKPOINT_METADATA"
+    if not marker.exists():
+        return [f"{marker}: missing: the checkpoint was not committed"]
     seal = folder / "seals" / f"{step}.json"
     if not seal.exists():
         return []

@@ -103,6 +103,7 @@ class Loop:
         self._samples: collections.deque[tuple[int, np.ndarray]] = collections.deque(maxlen=1000)
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._running_loss: float | None = None
+        self._bad_samples: list[int] = []
         self._last_log = time.monotonic()
         self._evaluate = jax.jit(run.task.evaluate, out_shardings=replicated(run.mesh))
         picture = run.task.picture
@@ -243,10 +244,13 @@ class Loop:
     def _report_bad(self, steps: list[int], fetched: list[dict[str, Any]], state: TrainState) -> None:
         samples = dict(self._samples)
         for number, metrics in zip(steps, fetched, strict=True):
-            ids = ", ".join(map(str, samples.get(number, np.array([])).tolist()))
+            in_batch = samples.get(number, np.array([])).tolist()
+            ids = ", ".join(map(str, in_batch))
             if metrics["bad"]:
+                self._bad_samples += in_batch
                 self.say(f"non-finite loss or gradient at step {number}: state kept as it was; samples {ids}")
                 continue
+            self._bad_samples.clear()
             loss = float(metrics["loss"])
             usual = self._running_loss
             if usual is not None and self.settings.spike_factor and loss > self.settings.spike_factor * usual > 0:
@@ -256,8 +260,7 @@ class Loop:
         if in_row >= self.settings.max_bad_steps:
             self._save(self.run.checkpoints, state, steps[-1])
             self.run.checkpoints.seal()
-            bad = [number for number, metrics in zip(steps, fetched, strict=True) if metrics["bad"]]
-            ids = sorted({int(i) for number in bad for i in samples.get(number, np.array([])).tolist()})
+            ids = ", ".join(map(str, sorted(set(self._bad_samples))))
             raise NonFiniteError(
                 f"{in_row} non-finite steps in a row up to step {steps[-1]} (train.max_bad_steps is "
                 f"{self.settings.max_bad_steps}); the state before them is saved; samples {ids}. Lower "

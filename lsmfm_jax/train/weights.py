@@ -1,0 +1,110 @@
+"""Weights of a finished run or of an imported checkpoint, with the architecture that they belong to."""
+
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+from lsmfm_jax.train.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    committed_steps,
+    read_part,
+    write_json_atomically,
+)
+
+PyTree = Any
+GROUPS = ("best", "checkpoints")
+
+
+class Weights(NamedTuple):
+    """Trained parts of a network.
+
+    Attributes:
+        architecture: `name` of the backbone and its attributes, as `build_backbone` takes them.
+        params: parts such as `backbone`, `light_decoder`, `head`; numpy leaves.
+        batch_stats: normalisation statistics by part.
+        record: what the run wrote of itself (`run.json`).
+        origin: folder and step, for messages.
+    """
+
+    architecture: dict[str, Any]
+    params: dict[str, PyTree]
+    batch_stats: dict[str, PyTree]
+    record: dict[str, Any]
+    origin: str
+
+
+def read_weights(folder: pathlib.Path | str, *, teacher: bool = False) -> Weights:
+    """Reads the best checkpoint of a run (the last whole one where there is no best), checked leaf by leaf.
+
+    Args:
+        folder: run folder, or a folder written by `lsmfm convert import`.
+        teacher: take the averaged backbone in place of the student's.
+
+    Raises:
+        CheckpointError: no run, no checkpoint, a damaged one, or no teacher in it; the message names the folder.
+    """
+    folder = pathlib.Path(folder)
+    try:
+        record = json.loads((folder / "run.json").read_text())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder}: no run.json there; name the --workdir of a run, or a folder made by `lsmfm convert import`"
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'run.json'}: damaged: {error}") from error
+    damages = []
+    names = ("params", "batch_stats", "teacher") if teacher else ("params", "batch_stats")
+    for group in GROUPS:
+        for step in reversed(committed_steps(folder / group)):
+            try:
+                state, _ = read_part(folder / group, step, names)
+            except CheckpointError as error:
+                damages.append(str(error))
+                continue
+            return _weights(folder, group, step, record, state, teacher=teacher)
+    raise CheckpointError(f"{folder}: no whole checkpoint there{': ' if damages else ''}{'; '.join(damages[:3])}")
+
+
+def _weights(
+    folder: pathlib.Path, group: str, step: int, record: dict[str, Any], state: PyTree, *, teacher: bool
+) -> Weights:
+    params, batch_stats = dict(state["params"]), dict(state["batch_stats"] or {})
+    origin = f"{folder / group} step {step}"
+    if teacher:
+        if not state["teacher"]:
+            raise CheckpointError(f"{origin}: it has no teacher; only pretraining keeps one")
+        params["backbone"] = state["teacher"]["params"]
+        batch_stats["backbone"] = state["teacher"].get("batch_stats") or {}
+        origin += ", teacher"
+    return Weights(record["architecture"], params, batch_stats, record, origin)
+
+
+def write_weights(
+    folder: pathlib.Path | str,
+    *,
+    record: dict[str, Any],
+    params: dict[str, PyTree],
+    batch_stats: dict[str, PyTree],
+    teacher: PyTree = None,
+) -> None:
+    """Writes weights from elsewhere as a folder that `read_weights` and `init_from` take like a run.
+
+    Args:
+        folder: new folder.
+        record: for `run.json`; has `task` and `architecture`.
+        params: parts by name.
+        batch_stats: statistics by part.
+        teacher: `params` and `batch_stats` of the averaged backbone, or None.
+
+    Raises:
+        CheckpointError: the folder holds checkpoints already.
+    """
+    folder = pathlib.Path(folder)
+    if committed_steps(folder / "best"):
+        raise CheckpointError(f"{folder}: holds checkpoints already; name a new folder")
+    checkpoints = Checkpoints(folder / "best", keep=1)
+    state = {"params": params, "batch_stats": batch_stats, "teacher": teacher or {}}
+    checkpoints.save(0, state, {"epoch": 0, "best": None})
+    checkpoints.close()
+    write_json_atomically(folder / "run.json", record)
