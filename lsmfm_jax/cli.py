@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,10 @@ from lsmfm_jax.config import ConfigError
 from lsmfm_jax.config_files import load_config
 
 LAYOUTS = ("wu", "selma", "connection", "dev_mouse", "human2", "flat")
+
+
+# Set before it is imported: that PyTorch is absent is no news to a JAX user.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,20 +59,29 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         required=True, metavar="ACTION"
     )
     ingest = data.add_parser("ingest", help="read image files into a patch store")
-    ingest.add_argument("--layout", required=True, choices=LAYOUTS, help="how the source's files are arranged")
+    ingest.add_argument(
+        "--layout", required=True, choices=LAYOUTS, help="how the source's files are arranged"
+    )
     ingest.add_argument("--root", required=True, type=pathlib.Path, help="folder of image files")
-    ingest.add_argument("--captions", nargs="+", type=pathlib.Path, help="JSON files; none: an image-only store")
+    ingest.add_argument(
+        "--captions", nargs="+", type=pathlib.Path, help="JSON files; none: an image-only store"
+    )
     ingest.add_argument("--out", required=True, type=pathlib.Path, help="store to make or to add to")
     ingest.add_argument("--source", help="name of the data set in the store (default: the layout's)")
     ingest.add_argument("--volume-pattern", help="regular expression whose first group is the volume's name")
     ingest.add_argument(
-        "--voxel-size-um", type=_three(float), metavar="Z,Y,X", help="voxel size, where headers do not tell the truth"
+        "--voxel-size-um",
+        type=_three(float),
+        metavar="Z,Y,X",
+        help="voxel size, where headers do not tell the truth",
     )
     ingest.add_argument("--strict", action="store_true", help="exit with 1 where any file failed")
     ingest.set_defaults(run=_ingest)
     info = data.add_parser("info", help="what a store holds, with a contact sheet")
     info.add_argument("store", type=pathlib.Path)
-    info.add_argument("--png", type=pathlib.Path, help="contact sheet (default: contact_sheet.png beside the store)")
+    info.add_argument(
+        "--png", type=pathlib.Path, help="contact sheet (default: contact_sheet.png beside the store)"
+    )
     info.set_defaults(run=_info)
     phantom = data.add_parser("phantom", help="generate light-sheet-like volumes with masks and captions")
     phantom.add_argument("--out", required=True, type=pathlib.Path)
@@ -85,8 +99,12 @@ def _add_training(commands: argparse._SubParsersAction) -> None:
         help="pretrain a backbone on stores of patches",
         epilog="any key of the configuration: --config.train.batch_size=8, \"--config.data.stores=('A', 'B')\"",
     )
-    pretrain.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="recipe, such as configs/*.py")
-    pretrain.add_argument("--workdir", required=True, type=pathlib.Path, help="run folder; continued if it has a run")
+    pretrain.add_argument(
+        "--config", required=True, metavar="FILE[:VARIANT]", help="recipe, such as configs/*.py"
+    )
+    pretrain.add_argument(
+        "--workdir", required=True, type=pathlib.Path, help="run folder; continued if it has a run"
+    )
     pretrain.add_argument(
         "--allow-config-change", action="store_true", help="continue a run although its configuration differs"
     )
@@ -172,7 +190,9 @@ def _phantom(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
     if config.task not in options.tasks:
-        raise ConfigError(f"task: {config.task!r} of {options.config}; this command runs {', '.join(options.tasks)}")
+        raise ConfigError(
+            f"task: {config.task!r} of {options.config}; this command runs {', '.join(options.tasks)}"
+        )
     # Only now: JAX takes seconds to import, and a wrong configuration should be told at once.
     from lsmfm_jax.report import write_report
     from lsmfm_jax.tasks import SETUPS

@@ -95,10 +95,23 @@ def test_released_numbers():
     unet = load_config(_recipe())
     assert unet.model.unet.channels == (32, 64, 128, 256, 512)
     assert (unet.model.out_channels, unet.optim.learning_rate, unet.teacher.decay) == (128, 1e-4, 0.996)
-    assert tuple(unet.loss[name] for name in ("distill", "reconstruct", "align", "contrast")) == (0.29, 0.2, 0.06, 0.36)
+    assert tuple(unet.loss[name] for name in ("distill", "reconstruct", "align", "contrast")) == (
+        0.29,
+        0.2,
+        0.06,
+        0.36,
+    )
     swin = load_config(_recipe("pretrain_swin_unetr.py"))
-    assert (swin.model.out_channels, swin.model.swin_unetr.feature_size, swin.teacher.decay) == (512, 36, 0.994)
-    assert (swin.loss.student_temperature, swin.loss.teacher_temperature, swin.warmup_epochs) == (0.025, 0.1, 30)
+    assert (swin.model.out_channels, swin.model.swin_unetr.feature_size, swin.teacher.decay) == (
+        512,
+        36,
+        0.994,
+    )
+    assert (swin.loss.student_temperature, swin.loss.teacher_temperature, swin.warmup_epochs) == (
+        0.025,
+        0.1,
+        30,
+    )
     faithful = load_config(_recipe("pretrain_unet.py") + ":faithful")
     assert faithful.mask.block_sizes == (8, 16)
     assert faithful.loss.contrast_group * 2 * faithful.train.accumulate_steps == faithful.train.batch_size

@@ -23,6 +23,7 @@ SIZE = (6, 6, 6)
 def write_store(path, *, count=11, shape=(8, 9, 10), dtype="uint16", first=0):
     """A real store whose patch i holds 1000 * (first + i) + position along X."""
     with StoreWriter(path) as writer:
+        writer.add_captions({key: [f"{key} in tissue"] for key in ("nuclei", "vessels", "glia")})
         for number in range(first, first + count):
             ramp = 1000 * number + np.arange(shape[2])
             pixels = np.broadcast_to(ramp, shape).astype(dtype)
@@ -267,6 +268,21 @@ def test_wrong_requests_are_refused_with_a_reason(store):
     lacking = TokenTable(TABLE.tokens, TABLE.mask, {"nuclei": [0]})
     with pytest.raises(ValueError, match="no caption for the keys glia, vessels; known keys: nuclei"):
         make_loader([store], range(11), token_table=lacking, **common)
+
+
+def test_a_store_without_captions_trains_beside_one_that_has_them(store):
+    bare = type(store)(store.path, parts=store.parts, rows=store.rows, captions={})
+    batches = make_loader([store, bare], range(22), batch_size=8, patch_size=SIZE, seed=0, token_table=TABLE)
+    seen = set()
+    for _ in range(4):
+        batch = next(batches)
+        for row in range(8):
+            captioned = batch["sample"][row] < 11
+            seen.add(bool(captioned))
+            assert (batch["caption_key"][row] >= 0) == captioned
+            assert batch["token_mask"][row].any() == captioned
+    batches.close()
+    assert seen == {True, False}
 
 
 def test_token_table_pads_cuts_and_keeps_every_wording(tmp_path):

@@ -20,7 +20,13 @@ from lsmfm_jax.train.run import ResumeError, Setup, check_run_folder, execute
 
 def _config(**train):
     config = defaults("pretrain")
-    settings = {"epochs": 4, "batch_size": 8, "patience_epochs": 0, "log_every_steps": 2, "tensorboard": False}
+    settings = {
+        "epochs": 4,
+        "batch_size": 8,
+        "patience_epochs": 0,
+        "log_every_steps": 2,
+        "tensorboard": False,
+    }
     settings |= {"checkpoint_every_epochs": 1, "keep_checkpoints": 10, "pictures_every_epochs": 0, **train}
     config.train.update(settings)
     config.optim.learning_rate = 1e-2
@@ -144,7 +150,9 @@ def test_one_bad_step_is_reported_and_survived(tmp_path, capsys):
 
     state, _ = execute(_config(), _setup(batches=poisoned), tmp_path / "run", say=_quiet)
     assert int(state.bad_total) == 1
-    assert "non-finite loss or gradient at step 5: state kept as it was; samples 400" in capsys.readouterr().out
+    assert (
+        "non-finite loss or gradient at step 5: state kept as it was; samples 400" in capsys.readouterr().out
+    )
 
 
 def test_the_step_compiles_once(tmp_path, caplog):
@@ -173,4 +181,6 @@ def test_weights_from_elsewhere_are_all_accounted_for(tmp_path):
     np.testing.assert_array_equal(state.params["a"], given["a"])
     assert any("from elsewhere: 1 of 1 leaves, 12 of 12 values (100.00 %)" in line for line in said)
     with pytest.raises(CoverageError, match=r"params/a: \(2, 3\) where \(4, 3\) is needed"):
-        execute(config, _setup(initial=[("elsewhere", {"a": given["a"][:2]}, {})]), tmp_path / "other", say=_quiet)
+        execute(
+            config, _setup(initial=[("elsewhere", {"a": given["a"][:2]}, {})]), tmp_path / "other", say=_quiet
+        )

@@ -78,7 +78,12 @@ class PatchReader:
                     f"{lacking[0].id}; recorded: {known}"
                 )
         if self.token_table is not None:
-            self.token_table.require(row.caption_key for row in rows)
+            captioned = (place for place in self.chosen if self._captioned(place))
+            self.token_table.require(self._rows[place].caption_key for place in captioned)
+
+    def _captioned(self, place: int) -> bool:
+        """Whether the patch's store was ingested with captions; an image-only store trains image losses only."""
+        return bool(self.stores[self._homes[place][0]].captions)
 
     @property
     def padded(self) -> list[int]:
@@ -103,6 +108,8 @@ class PatchReader:
     def sample(self, number: int, draw: Draw) -> dict[str, np.ndarray]:
         """The sample at `chosen[number]`: image, low, high, caption_key, sample, tokens, and `damaged`.
 
+        `caption_key` is -1 and `token_mask` all False for a patch of a store without captions.
+
         `damaged` is the place of the patch that was asked for where another stands in for it, else -1.
 
         Raises:
@@ -115,15 +122,15 @@ class PatchReader:
             "image": fit(pixels, self.patch_size, draw.crop).astype(self.dtype, copy=False),
             "low": np.float32(row.percentiles[self._percentiles[0]]),
             "high": np.float32(row.percentiles[self._percentiles[1]]),
-            "caption_key": np.int32(self._keys[row.caption_key]),
+            "caption_key": np.int32(self._keys[row.caption_key] if self._captioned(place) else -1),
             "sample": np.int32(place),
             "damaged": np.int32(-1 if place == asked else asked),
         }
         if self.token_table is not None:
-            wordings = self.token_table.rows[row.caption_key]
+            wordings = self.token_table.rows[row.caption_key] if self._captioned(place) else [0]
             wording = wordings[int(draw.wording * len(wordings))]
             made["tokens"] = self.token_table.tokens[wording]
-            made["token_mask"] = self.token_table.mask[wording]
+            made["token_mask"] = self.token_table.mask[wording] & self._captioned(place)
         return made
 
     def _read_whole(self, number: int) -> tuple[int, np.ndarray]:

@@ -144,7 +144,10 @@ class _Pretraining:
         return self._rows(batch, image, block_mask(keys[:, 1], ratio=ratio, **self._mask_geometry()))
 
     def _mask_geometry(self) -> dict[str, tuple[int, ...]]:
-        return {"grid": tuple(self.config.data.input_size), "block_sizes": tuple(self.config.mask.block_sizes)}
+        return {
+            "grid": tuple(self.config.data.input_size),
+            "block_sizes": tuple(self.config.mask.block_sizes),
+        }
 
     def _rows(self, batch: Rows, image: Float[Array, "b z y x 1"], mask: Bool[Array, "b z y x"]) -> Rows:
         weight = batch.get("weight", jnp.ones(image.shape[0]))
@@ -202,9 +205,7 @@ class _Pretraining:
         monitors = losses.teacher_entropy_monitors(_sums_of_entropy(sums))
         return sums | monitors
 
-    def _student(
-        self, params: PyTree, batch_stats: PyTree, rows: Rows, *, train: bool
-    ) -> tuple[Any, PyTree]:
+    def _student(self, params: PyTree, batch_stats: PyTree, rows: Rows, *, train: bool) -> tuple[Any, PyTree]:
         variables = {"params": params["backbone"], "batch_stats": batch_stats["backbone"]}
         masked = apply_mask(rows["image"], rows["mask"])
         backbone = self.networks.backbone

@@ -4,9 +4,13 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+# Hidden voxels are zero to the network; here they have a colour, to tell them from dark tissue.
+_GRAY = colormaps["gray"].with_extremes(bad="#35506b")
+_MAGMA = colormaps["magma"]
 COLUMNS = ("input", "masked input", "reconstruction", "hidden voxels filled in", "absolute error")
 
 
@@ -28,10 +32,13 @@ def draw_reconstructions(arrays: dict[str, Any], path: pathlib.Path) -> None:
         image, mask = image[middle], mask[middle]
         prediction = np.clip(arrays["reconstruction"][row][middle], 0.0, 1.0)
         filled = np.where(mask, prediction, image)
-        panels = (image, np.where(mask, 0.0, image), prediction, filled, np.where(mask, np.abs(filled - image), 0.0))
+        error = np.where(mask, np.abs(filled - image), 0.0)
+        panels = (image, np.where(mask, np.nan, image), prediction, filled, error)
         for column, panel in enumerate(panels):
             axis = axes[line][column]
-            axis.imshow(panel, cmap="magma" if column == 4 else "gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+            axis.imshow(
+                panel, cmap=_MAGMA if column == 4 else _GRAY, vmin=0.0, vmax=1.0, interpolation="nearest"
+            )
             axis.set_xticks([])
             axis.set_yticks([])
             if line == 0:

@@ -9,7 +9,13 @@ import jax
 from ml_collections import ConfigDict
 
 from lsmfm_jax.config import ConfigError
-from lsmfm_jax.data.loader import TokenTable, build_token_table, make_loader, validation_batches
+from lsmfm_jax.data.loader import (
+    TokenTable,
+    ValidationBatches,
+    build_token_table,
+    make_loader,
+    validation_batches,
+)
 from lsmfm_jax.data.splits import Split, load_split, split_by_volume
 from lsmfm_jax.data.store import PatchStore
 from lsmfm_jax.models.text import LoadedText, load_text_tower, trainable_text_rules
@@ -23,7 +29,9 @@ log = logging.getLogger(__name__)
 TEXT_FOLDER = "text"
 
 
-def pretraining_setup(config: ConfigDict, folder: pathlib.Path, *, say: Callable[[str], None] = print) -> Setup:
+def pretraining_setup(
+    config: ConfigDict, folder: pathlib.Path, *, say: Callable[[str], None] = print
+) -> Setup:
     """Opens the data and the text model of a pretraining run.
 
     Args:
@@ -148,6 +156,7 @@ def _train_batches(
             seed=config.seed,
             token_table=table,
             workers=config.data.workers,
+            prefetch=config.data.prefetch,
             max_bad_frac=config.data.max_bad_frac,
             start_step=start_step,
             **_loader_settings(config),
@@ -158,8 +167,8 @@ def _train_batches(
 
 def _validation(
     config: ConfigDict, stores: Sequence[PatchStore], split: Split, table: TokenTable | None
-) -> list[Any]:
-    return list(validation_batches(stores, split.validation, token_table=table, **_loader_settings(config)))
+) -> ValidationBatches:
+    return validation_batches(stores, split.validation, token_table=table, **_loader_settings(config))
 
 
 def _record(

@@ -229,7 +229,8 @@ def read_part(folder: pathlib.Path, step: int, names: tuple[str, ...]) -> tuple[
             wanted = {name: tree[name] for name in names}
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
             state = reader.restore(
-                place / "state", args=ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
+                place / "state",
+                args=ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True),
             )
     except Exception as error:
         raise CheckpointError(f"{place}: cannot be read: {_first_line(error)}") from error

@@ -1,6 +1,7 @@
 """The training loop, blind to what is trained: steps, validations, pictures, checkpoints, and when to stop."""
 
 import collections
+import contextlib
 import dataclasses
 import enum
 import logging
@@ -125,8 +126,7 @@ class Loop:
         ending = Ending.FINISHED
         if self._out_of_patience(step // settings.steps_per_epoch):
             return state, Ending.PATIENCE
-        with StopRequest() as stop:
-            stream = self.run.batches(step)
+        with StopRequest() as stop, contextlib.closing(self.run.batches(step)) as stream:
             while step < settings.total_steps:
                 batch = next(stream)
                 self._samples.append((step + 1, np.asarray(batch["sample"])))
@@ -176,7 +176,9 @@ class Loop:
     def _validate(self, state: TrainState, step: int, epoch: int) -> None:
         outputs = [
             jax.device_get(
-                self._evaluate(state.params, state.batch_stats, state.teacher, put_batch(batch, self.run.mesh))
+                self._evaluate(
+                    state.params, state.batch_stats, state.teacher, put_batch(batch, self.run.mesh)
+                )
             )
             for batch in self.run.validation
         ]
@@ -202,7 +204,9 @@ class Loop:
         first = next(iter(self.run.validation), None)
         if self._picture is None or first is None:
             return
-        arrays = self._picture(state.params, state.batch_stats, state.teacher, put_batch(first, self.run.mesh))
+        arrays = self._picture(
+            state.params, state.batch_stats, state.teacher, put_batch(first, self.run.mesh)
+        )
         if self.run.tracker is not None:
             path = self.run.folder / "pictures" / f"step_{step:07d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -253,7 +257,11 @@ class Loop:
             self._bad_samples.clear()
             loss = float(metrics["loss"])
             usual = self._running_loss
-            if usual is not None and self.settings.spike_factor and loss > self.settings.spike_factor * usual > 0:
+            if (
+                usual is not None
+                and self.settings.spike_factor
+                and loss > self.settings.spike_factor * usual > 0
+            ):
                 self.say(f"loss spike at step {number}: {loss:.4g}, usually {usual:.4g}; samples {ids}")
             self._running_loss = loss if usual is None else 0.98 * usual + 0.02 * loss
         in_row = int(fetched[-1]["bad_in_row"])

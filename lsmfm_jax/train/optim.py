@@ -70,7 +70,9 @@ class AdamWSettings:
 
 def leaf_path(path: tuple[Any, ...]) -> str:
     """A tree path as `a/b/c`."""
-    return "/".join(str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path)
+    return "/".join(
+        str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path
+    )
 
 
 def assign_groups(params: PyTree, rules: Sequence[Rule]) -> PyTree:
@@ -151,7 +153,9 @@ def make_optimiser(
     groups = assign_groups(params, rules)
     labels = jax.tree.map(lambda group: group.name, groups)
     schedule = learning_rate_schedule(settings)
-    transforms = {group.name: _group_transform(group, schedule, settings) for group in jax.tree.leaves(groups)}
+    transforms = {
+        group.name: _group_transform(group, schedule, settings) for group in jax.tree.leaves(groups)
+    }
     by_group = optax.multi_transform(transforms, labels)
     if not settings.clip_norm:
         return by_group

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -33,7 +33,7 @@ class Setup:
         task: its functions.
         rules: optimiser groups by path.
         batches: `start_step -> iterator` over this process's rows of each batch.
-        validation: this process's validation batches.
+        validation: this process's validation batches; gone through again at each validation.
         steps_per_epoch: optimiser steps in one pass over the training patches.
         monitor: validation metric that decides what is best.
         higher_is_better: the direction of that metric.
@@ -47,7 +47,7 @@ class Setup:
     task: Task
     rules: Sequence[Rule]
     batches: Callable[[int], Iterator[PyTree]]
-    validation: Sequence[PyTree]
+    validation: Iterable[PyTree]
     steps_per_epoch: int
     monitor: str
     higher_is_better: bool
@@ -94,7 +94,9 @@ def execute(
         write_json_atomically(folder / "config.json", as_json(config))
         write_json_atomically(folder / "run.json", setup.record)
         (folder / "groups.txt").write_text(table + "\n")
-        say(f"{parameter_count(shapes[0]):,} parameters on {mesh.size} devices, mesh {dict(mesh.shape)}\n{table}")
+        say(
+            f"{parameter_count(shapes[0]):,} parameters on {mesh.size} devices, mesh {dict(mesh.shape)}\n{table}"
+        )
     abstract = jax.eval_shape(lambda p, s: state_of(setup.task, optimiser, p, s), *shapes)
     shardings = state_shardings(abstract, mesh)
     abstract = jax.tree.map(
@@ -165,14 +167,18 @@ def execute(
             tracker.close()
 
 
-def compile_step(step_fn: Callable[..., Any], shardings: PyTree, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
+def compile_step(
+    step_fn: Callable[..., Any], shardings: PyTree, mesh: jax.sharding.Mesh
+) -> Callable[..., Any]:
     """Jits a step so that the state keeps its sharding and its memory."""
 
     def with_shardings(state: TrainState, batch: PyTree) -> Any:
         batch = jax.lax.with_sharding_constraint(batch, batch_shardings(batch, mesh))
         return step_fn(state, batch)
 
-    return jax.jit(with_shardings, donate_argnums=0, in_shardings=(shardings, None), out_shardings=(shardings, None))
+    return jax.jit(
+        with_shardings, donate_argnums=0, in_shardings=(shardings, None), out_shardings=(shardings, None)
+    )
 
 
 def optimiser_settings(config: ConfigDict, steps_per_epoch: int) -> AdamWSettings:
@@ -185,11 +191,15 @@ def _fresh_state(
     config: ConfigDict, setup: Setup, optimiser: Any, shardings: PyTree, say: Callable[[str], None]
 ) -> TrainState:
     key = jax.random.key(config.seed)
-    params, batch_stats = jax.jit(setup.task.init, out_shardings=(shardings.params, shardings.batch_stats))(key)
+    params, batch_stats = jax.jit(setup.task.init, out_shardings=(shardings.params, shardings.batch_stats))(
+        key
+    )
     if not setup.initial:
         say("from scratch")
     for origin, given_params, given_stats in setup.initial:
-        (params, batch_stats), line = _replace_parts(params, batch_stats, given_params, given_stats, config, origin)
+        (params, batch_stats), line = _replace_parts(
+            params, batch_stats, given_params, given_stats, config, origin
+        )
         say(line)
     make = jax.jit(lambda p, s: state_of(setup.task, optimiser, p, s), out_shardings=shardings)
     return make(params, batch_stats)

@@ -78,11 +78,14 @@ def _gradient_at_once(task: Task, state: TrainState, rows: Rows) -> tuple[jax.Ar
     return loss, grads, batch_stats, sums
 
 
-def _gradient_in_parts(parts: int) -> Callable[[Task, TrainState, Rows], tuple[jax.Array, PyTree, PyTree, Metrics]]:
+def _gradient_in_parts(
+    parts: int,
+) -> Callable[[Task, TrainState, Rows], tuple[jax.Array, PyTree, PyTree, Metrics]]:
     def gradient(task: Task, state: TrainState, rows: Rows) -> tuple[jax.Array, PyTree, PyTree, Metrics]:
         # Micro-batch i takes rows i, i + parts, ...: each device keeps the rows it holds.
         micro = jax.tree.map(
-            lambda leaf: jnp.swapaxes(leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]), 0, 1), rows
+            lambda leaf: jnp.swapaxes(leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]), 0, 1),
+            rows,
         )
 
         def local(params: PyTree, batch_stats: PyTree, part: Rows) -> Local:
@@ -134,6 +137,7 @@ def _joint_first(
     )(state.params, whole)
     parts = jax.tree.leaves(micro)[0].shape[0]
     cotangents = jax.tree.map(
-        lambda leaf: jnp.swapaxes(leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]), 0, 1), whole_grads
+        lambda leaf: jnp.swapaxes(leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]), 0, 1),
+        whole_grads,
     )
     return loss, sums, grads, cotangents

@@ -63,7 +63,9 @@ def read_weights(folder: pathlib.Path | str, *, teacher: bool = False) -> Weight
                 damages.append(str(error))
                 continue
             return _weights(folder, group, step, record, state, teacher=teacher)
-    raise CheckpointError(f"{folder}: no whole checkpoint there{': ' if damages else ''}{'; '.join(damages[:3])}")
+    raise CheckpointError(
+        f"{folder}: no whole checkpoint there{': ' if damages else ''}{'; '.join(damages[:3])}"
+    )
 
 
 def _weights(
