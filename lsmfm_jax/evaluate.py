@@ -15,7 +15,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Num
 
-from lsmfm_jax.data.mask_folders import KINDS, MaskFolderError, kind_of, masks_in, pair_masks, read_pair, volume_of
+from lsmfm_jax.data.mask_folders import (
+    KINDS,
+    MaskFolderError,
+    kind_of,
+    masks_in,
+    pair_masks,
+    read_pair,
+    volume_of,
+)
 from lsmfm_jax.metrics.instances import CONNECTIVITIES
 from lsmfm_jax.metrics.intervals import Interval, bootstrap_mean
 from lsmfm_jax.metrics.segmentation import segmentation_scores

@@ -9,9 +9,10 @@ from jaxtyping import Array, Float, Int
 from lsmfm_jax.models.precision import widen
 
 # Scores held at one time. On a CPU they should stay in the cache, which is five times faster than going
-# through memory. Elsewhere the limit bounds memory (1 GiB of float32) and keeps every tensor far below 2**31 elements.
-CPU_SCORES = 2**20
+# through memory. Elsewhere the limit bounds memory (1 GiB of float32) and keeps tensors far below 2**31 elements.
+CPU_SCORES = 2**18
 DEVICE_SCORES = 2**28
+REGIONS = 8  # within one window: each axis may be cut once
 # What Swin adds to the score of a forbidden pair; exp(-100) is below float32's smallest normal number.
 FORBIDDEN = -100.0
 
@@ -33,8 +34,8 @@ def attend(
         key: as the query.
         value: as the query.
         bias: added to the scores of every window, queries before keys.
-        regions: a number for each token; pairs whose numbers differ get -100 added to their score. None means
-            that all are of one region.
+        regions: a number from 0 to 7 for each token; pairs whose numbers differ get -100 added to their score.
+            None means that all are of one region.
     """
     return _forward(query, key, value, bias, regions)[0]
 
@@ -81,8 +82,11 @@ def _scores(query: Array, key: Array, bias: Array, regions: Array | None) -> Arr
     scores = jnp.einsum("wbhqd,wbhkd->wbhqk", query, key, preferred_element_type=bias.dtype) + bias
     if regions is None:
         return scores
-    apart = regions[:, None, None, :, None] != regions[:, None, None, None, :]
-    return scores + jnp.where(apart, jnp.asarray(FORBIDDEN, bias.dtype), 0)
+    # As a product, with -100 or 0 its one non-zero term, it is computed once; a comparison would be fused into each
+    # of its uses and repeated for each head.
+    member = (regions[..., None] == jnp.arange(REGIONS)).astype(bias.dtype)
+    mask = jnp.einsum("wqr,wkr->wqk", member, FORBIDDEN * (1 - member))
+    return scores + mask[:, None, None]
 
 
 def _forward_windows(query, key, value, bias, regions, *, limit):

@@ -30,8 +30,7 @@ class SwinUNETR(nn.Module):
         depths: transformer blocks of each of the four stages.
         num_heads: attention heads of each stage.
         window: attention window along each axis, in tokens.
-        merging: "corrected", or "duplicated" for weights trained with MONAI up to 1.4.0, such as the published
-            ones.
+        merging: "corrected", or "duplicated" for weights trained with MONAI up to 1.4.0, as the published ones.
         dtype: compute dtype; parameters, norm arithmetic and softmax are float32.
     """
 
@@ -57,7 +56,7 @@ class SwinUNETR(nn.Module):
         self.out = OutputLayer(self.out_channels)
 
     def hidden_states(self, x: Float[Array, "b z y x c"]) -> tuple[Float[Array, "b _ _ _ _"], ...]:
-        """The transformer's five maps, normalised over channels; map i has 1/2^(i+1) of the input's resolution.
+        """The transformer's five maps, normalised over channels; map i has 1/2^(i+1) of the resolution.
 
         Raises:
             ValueError: a spatial size is not a multiple of 32.

@@ -5,7 +5,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -56,7 +55,7 @@ def shift_regions(plan: WindowPlan) -> Int[np.ndarray, "w n"] | None:
     """Number the regions of a rolled map within which tokens were neighbours; None if nothing was rolled.
 
     Along each axis the last window holds the map's far end and, rolled round, its beginning: these two must
-    not attend to each other.
+    not attend to each other. Numbers tell regions of one window apart; windows share them.
     """
     if plan.shift == (0, 0, 0):
         return None
@@ -64,9 +63,8 @@ def shift_regions(plan: WindowPlan) -> Int[np.ndarray, "w n"] | None:
     for axis, (count, length, shift) in enumerate(zip(plan.counts, plan.window, plan.shift, strict=True)):
         line = np.zeros(count * length, np.int32)
         if shift:
-            line[-length:-shift] = 1
-            line[-shift:] = 2
-        regions = regions * 3 + np.expand_dims(line, tuple(a for a in range(3) if a != axis))
+            line[-shift:] = 1
+        regions = regions * 2 + np.expand_dims(line, tuple(a for a in range(3) if a != axis))
     (nz, ny, nx), (wz, wy, wx) = plan.counts, plan.window
     windows = regions.reshape(nz, wz, ny, wy, nx, wx).transpose(0, 2, 4, 1, 3, 5)
     return windows.reshape(nz * ny * nx, wz * wy * wx)
@@ -116,28 +114,28 @@ def relative_position_bias(
 ) -> Float[Array, "heads n n"]:
     """Spread the bias table over the pairs of the first `tokens` tokens of a full window.
 
-    The table is Toeplitz along each axis, so the spread is a few slices: its gradient is a few sums, not a
-    scatter over every pair. A window shrunk to its map takes the corner of the *full* window's pairs, not those
-    of its own geometry: so did the networks whose weights we load (MONAI).
+    The table is a Toeplitz kernel along each axis, so the spread is three small matrix products: on a GPU their
+    gradient is deterministic, that of a gather is not. A window shrunk to its map takes the corner of the *full*
+    window's pairs, not those of its own geometry: so did the networks whose weights we load (MONAI).
     """
-    heads = table.shape[1]
-    side = 2 * window - 1
+    heads, side = table.shape[1], 2 * window - 1
+    position = np.arange(window)
+    offset = position[:, None] - position[None] + window - 1
+    select = jnp.asarray(offset.reshape(-1, 1) == np.arange(side), table.dtype)
     spread = table.T.reshape(heads, side, side, side)
-    for axis in (3, 2, 1):
-        rows = [jax.lax.slice_in_dim(spread, i, i + window, axis=axis) for i in range(window)]
-        # Along the slice, the key runs backwards: row i - k + w - 1 belongs to query i, key k.
-        spread = jnp.stack([jnp.flip(row, axis) for row in rows], axis=axis)
-    # heads, qz, kz, qy, ky, qx, kx
-    spread = spread.transpose(0, 1, 3, 5, 2, 4, 6).reshape(heads, window**3, window**3)
-    return spread[:, :tokens, :tokens]
+    for _ in range(3):
+        # The offsets of the leading axis leave, the pairs (query, key) of that axis come last.
+        spread = jnp.tensordot(spread, select, ((1,), (1,)), precision="highest")
+    spread = spread.reshape(heads, *(window,) * 6).transpose(0, 1, 3, 5, 2, 4, 6)
+    return spread.reshape(heads, window**3, window**3)[:, :tokens, :tokens]
 
 
 class WindowAttention(nn.Module):
     """Multi-head self-attention within (shifted) windows.
 
     Parameters: `qkv_kernel` (C, 3C), `qkv_bias` (3C), `relative_position_bias` ((2w-1)^3, heads),
-    `out_kernel` (C, C), `out_bias` (C), float32. Linear layers run on real tokens only; a padded token is a key
-    and a value equal to the bias, as it is when zeros pass through the linear layer.
+    `out_kernel` (C, C), `out_bias` (C), float32. Linear layers run on real tokens only; a padded token is a
+    key and a value equal to the bias, as it is when zeros pass through the linear layer.
 
     Attributes:
         heads: attention heads; must divide C.
