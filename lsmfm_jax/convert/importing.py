@@ -87,9 +87,7 @@ def import_checkpoint(
         raise ConversionError(f"{out}: holds a run already; name a new folder with --out")
     content = read_torch_file(file)
     if text_model is not None and not (text_model / "config.json").is_file():
-        raise ConversionError(
-            f"--text-model {text_model}: no config.json there; name a Hugging Face BERT directory"
-        )
+        raise ConversionError(f"--text-model {text_model}: no config.json there; name a Hugging Face BERT directory")
     text_model = text_model or text_folder.beside(file, content.metadata)
     try:
         state, notes = _as_float32(content.state)
@@ -108,9 +106,7 @@ def import_checkpoint(
     if found.bert is not None:
         notes.append(_write_text(out / text_folder.FOLDER, found, text_model))
     # Last, as run.json is what makes the folder count as a run.
-    write_weights(
-        out, record=record, params=found.params, batch_stats=found.batch_stats, teacher=found.teacher
-    )
+    write_weights(out, record=record, params=found.params, batch_stats=found.batch_stats, teacher=found.teacher)
     return notes + _warnings(found, merging, teacher=teacher)
 
 
@@ -172,9 +168,7 @@ def _read_monai(state: dict[str, np.ndarray], content: TorchFile, merging: str |
     prefix = found[1]
     strange = [key for key in state if not key.startswith(prefix)]
     if strange:
-        raise ValueError(
-            f"tensors beside the network {prefix!r}: {', '.join(strange[:8])}; save that network alone"
-        )
+        raise ValueError(f"tensors beside the network {prefix!r}: {', '.join(strange[:8])}; save that network alone")
     plain = {key.removeprefix(prefix): value for key, value in state.items()}
     note = _our_note(content).get("architecture", {})
     if "swinViT.patch_embed.proj.weight" in plain:
@@ -223,15 +217,11 @@ def _as_float32(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray],
     widened = [key for key, value in state.items() if value.dtype in halves]
     wrong = [f"{key} ({value.dtype})" for key, value in state.items() if value.dtype == np.float64]
     if wrong:
-        raise ValueError(
-            f"tensors that float32 cannot hold: {', '.join(wrong[:4])}; save the network as float32"
-        )
+        raise ValueError(f"tensors that float32 cannot hold: {', '.join(wrong[:4])}; save the network as float32")
     bad = [key for key, value in state.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
     if bad:
         raise ValueError(f"NaN or Inf in {', '.join(bad[:4])}; take an earlier checkpoint of that run")
-    plain = {
-        key: value.astype(np.float32) if value.dtype in halves else value for key, value in state.items()
-    }
+    plain = {key: value.astype(np.float32) if value.dtype in halves else value for key, value in state.items()}
     return plain, [f"{len(widened)} tensors in half precision, widened to float32"] if widened else []
 
 
@@ -304,9 +294,7 @@ def _warnings(found: Imported, merging: str | None, *, teacher: bool) -> list[st
     lines = []
     if found.architecture["name"] == "swin_unetr" and merging is None:
         how = found.architecture["merging"]
-        lines.append(
-            f"patch merging taken to be {how}, which the weights do not tell; --merging says otherwise"
-        )
+        lines.append(f"patch merging taken to be {how}, which the weights do not tell; --merging says otherwise")
     stats = found.batch_stats["backbone"] if teacher else (found.teacher or {}).get("batch_stats")
     if stats and _untouched(stats):
         lines.append(

@@ -1,0 +1,215 @@
+"""Weights of a run of ours to files that PyTorch loads."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lsmfm_jax.convert import pretraining, swin_unetr, text_folder, unet
+from lsmfm_jax.convert.importing import NOTE, ConversionError
+from lsmfm_jax.convert.torch_files import write_torch_file
+from lsmfm_jax.models import BACKBONES
+from lsmfm_jax.models.text import BertConfig
+from lsmfm_jax.train.weights import Weights, read_weights
+
+LAYOUTS = ("monai", "lightning")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
+# The version that Lightning's loader asks of a checkpoint; any of the 2 series reads it.
+_LIGHTNING_VERSION = "2.0.0"
+
+
+def export_run(run: pathlib.Path, out: pathlib.Path, *, layout: str = "monai", teacher: bool = False) -> list[str]:
+    """Writes the weights of a run, or of an imported checkpoint, as a PyTorch file.
+
+    "monai" is the state dict of the backbone alone, which `monai.networks.nets.UNet` or `SwinUNETR` loads
+    with `strict=True`. "lightning" holds all of a pretraining run under the released code's names: student,
+    teacher, heads and text. The head of a finetuned run: where it is a linear map of each voxel's features, a
+    SwinUNETR takes it into its own last convolution; for the others it is a file of its own beside `out`.
+
+    Args:
+        run: run folder, or a folder made by `lsmfm convert import`.
+        out: file to write; .safetensors, or .pt, .pth or .ckpt as `torch.save` writes them.
+        layout: "monai" or "lightning".
+        teacher: export the averaged backbone in place of the student's; the Lightning layout has both.
+
+    Returns:
+        Lines that tell what was written and how PyTorch builds the network for it.
+
+    Raises:
+        ConversionError: an unknown suffix, a file that is there, or a run that the layout cannot hold.
+        CheckpointError: the run has no whole checkpoint, or no teacher.
+    """
+    if out.suffix not in SUFFIXES:
+        raise ConversionError(f"--out {out}: end it in one of {', '.join(SUFFIXES)}")
+    if layout not in LAYOUTS:
+        raise ConversionError(f"--layout {layout}: use one of {', '.join(LAYOUTS)}")
+    if layout == "lightning" and teacher:
+        raise ConversionError("--teacher: the Lightning layout holds student and teacher; leave it out")
+    weights = read_weights(run, teacher=teacher)
+    name = weights.architecture["name"]
+    if name not in BACKBONES:
+        raise ConversionError(f"{run}: a {name!r} has no export; exported are {', '.join(BACKBONES)}")
+    if layout == "lightning":
+        files = {out: _lightning_state(run, weights)}
+        lines = []
+    else:
+        states, lines = _monai_states(weights)
+        files = {_beside(out, part): state for part, state in states.items()}
+    for file in files:
+        if file.exists():
+            raise ConversionError(f"{file}: is there already; remove it or name another file with --out")
+    for file, state in files.items():
+        write_torch_file(file, state, metadata=_metadata(run, weights, file, layout))
+        values = sum(value.size for value in state.values())
+        lines.insert(0, f"{file}: {len(state)} tensors, {values:,} values, from {weights.origin}")
+    return [*lines, *_instructions(weights)]
+
+
+def _beside(out: pathlib.Path, part: str) -> pathlib.Path:
+    return out if part == "backbone" else out.with_name(f"{out.stem}_{part}{out.suffix}")
+
+
+def _monai_states(weights: Weights) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
+    """The backbone's state dict, a head's where it needs a file of its own, and what to know of them."""
+    params = weights.params["backbone"]
+    variables = {"params": params, "batch_stats": weights.batch_stats.get("backbone", {})}
+    head = weights.params.get("head")
+    states: dict[str, dict[str, np.ndarray]] = {}
+    lines = []
+    if head is not None and _is_voxelwise(head) and weights.architecture["name"] == "swin_unetr":
+        variables["params"] = {**params, "out": _composed(params["out"], head)}
+        lines.append("the head is composed with the network's last convolution: its output is the head's")
+    elif head is not None:
+        states["head"] = _head_state(head)
+        shapes = ", ".join(f"{key} {value.shape}" for key, value in states["head"].items())
+        lines.append(f"the network's output are the features that the head takes; the head: {shapes}")
+    if weights.architecture["name"] == "swin_unetr":
+        states["backbone"] = swin_unetr.to_torch(variables)
+    else:
+        states["backbone"] = unet.to_torch(variables, batches_tracked=_tracked(weights)[0])
+    return states, lines
+
+
+def _is_voxelwise(head: Mapping[str, Any]) -> bool:
+    """Whether a head is one linear map of each voxel's features: a kernel F K or 1 1 1 F K, and a bias."""
+    flat = unet.flatten(head)
+    kernel = next((leaf for path, leaf in flat.items() if path.endswith("kernel")), None)
+    return len(flat) == 2 and kernel is not None and all(side == 1 for side in np.shape(kernel)[:-2])
+
+
+def _kernel_and_bias(head: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    flat = unet.flatten(head)
+    kernel = next(leaf for path, leaf in flat.items() if path.endswith("kernel"))
+    bias = next(leaf for path, leaf in flat.items() if path.endswith("bias"))
+    return np.asarray(kernel).reshape(np.shape(kernel)[-2:]), np.asarray(bias)
+
+
+def _composed(out: Mapping[str, Any], head: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    kernel, bias = _kernel_and_bias(head)
+    # Two linear maps in a row are one; in double precision, so that only the last rounding is new.
+    wide = kernel.astype(np.float64)
+    return {
+        "kernel": (np.asarray(out["kernel"], np.float64) @ wide).astype(np.float32),
+        "bias": (np.asarray(out["bias"], np.float64) @ wide + bias).astype(np.float32),
+    }
+
+
+def _head_state(head: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """A head's tensors in PyTorch's axes, under our names with `weight` for a kernel."""
+    state = {}
+    for path, leaf in unet.flatten(head).items():
+        value = np.asarray(leaf)
+        if path.endswith("kernel"):
+            value = np.ascontiguousarray(np.moveaxis(value, (-1, -2), (0, 1)))
+        state[path.replace("/", ".").replace("kernel", "weight")] = value
+    return state
+
+
+def _lightning_state(run: pathlib.Path, weights: Weights) -> dict[str, np.ndarray]:
+    if weights.record.get("task") != "pretrain":
+        raise ConversionError(
+            f"{run}: the Lightning layout is that of pretraining, and this is {weights.record.get('task')!r}; "
+            "export it with --layout monai"
+        )
+    averaged = read_weights(run, teacher=True)
+    decay = weights.record.get("imported", {}).get("ema_decay", _configured_decay(run))
+    try:
+        return pretraining.to_lightning(
+            pretraining.Pretraining(
+                backbone=weights.architecture["name"],
+                architecture=weights.architecture,
+                params=weights.params,
+                batch_stats=weights.batch_stats,
+                teacher={
+                    "params": averaged.params["backbone"],
+                    "batch_stats": averaged.batch_stats.get("backbone", {}),
+                },
+                bert=None,
+                ema_decay=None if decay is None else np.asarray(decay, np.float32),
+                batches_tracked=_tracked(weights),
+            )
+        )
+    except (ValueError, KeyError) as error:
+        raise ConversionError(f"{run}: {error}") from error
+
+
+def _tracked(weights: Weights) -> tuple[int, int]:
+    counts = weights.record.get("imported", {}).get("batches_tracked", [0, 0])
+    return counts[0], counts[-1]
+
+
+def _configured_decay(run: pathlib.Path) -> float | None:
+    file = run / "config.json"
+    if not file.exists():
+        return None
+    return json.loads(file.read_text()).get("teacher", {}).get("decay")
+
+
+def _metadata(run: pathlib.Path, weights: Weights, file: pathlib.Path, layout: str) -> dict[str, Any] | None:
+    architecture = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in weights.architecture.items()
+    }
+    note: dict[str, Any] = {"architecture": architecture}
+    if (run / text_folder.FOLDER / "config.json").is_file():
+        note["text_heads"] = BertConfig.from_directory(run / text_folder.FOLDER).num_heads
+    if file.suffix == ".safetensors":
+        return {"format": "pt", "layout": layout, NOTE: json.dumps(note)}
+    if layout == "monai":
+        return None  # a plain state dict has no place for more
+    sizes = {key: value for key, value in architecture.items() if key not in ("name", "out_channels")}
+    key = "unet" if architecture["name"] == "unet" else "swinunetr"
+    model = {
+        "use_text": "text_tower" in weights.params,
+        "embed_dim": architecture["out_channels"],
+        key: sizes,
+    }
+    return {
+        "epoch": 0,
+        "global_step": 0,
+        "pytorch-lightning_version": _LIGHTNING_VERSION,
+        "hyper_parameters": {"model": model, NOTE: note},
+    }
+
+
+def _instructions(weights: Weights) -> list[str]:
+    """How MONAI builds the network, as a line of Python."""
+    sizes = weights.architecture
+    outputs = sizes["out_channels"]
+    if sizes["name"] == "unet":
+        return [
+            f"MONAI: UNet(spatial_dims=3, in_channels=1, out_channels={outputs}, channels="
+            f"{tuple(sizes['channels'])}, strides={tuple(sizes['strides'])}, "
+            f"num_res_units={sizes['num_res_units']}, norm={sizes['norm']!r})"
+        ]
+    head = weights.params.get("head")
+    if head is not None and _is_voxelwise(head):
+        outputs = _kernel_and_bias(head)[1].size
+    versions = {"corrected": "1.5 and later", "duplicated": "up to 1.4"}
+    return [
+        f"MONAI: SwinUNETR(in_channels=1, out_channels={outputs}, feature_size={sizes['feature_size']}, depths="
+        f"{tuple(sizes['depths'])}, num_heads={tuple(sizes['num_heads'])}, window_size={sizes['window']})",
+        f"its patch merging is {sizes['merging']}, that of MONAI {versions[sizes['merging']]}: other versions "
+        "load these weights and give other outputs",
+    ]
