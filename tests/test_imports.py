@@ -10,7 +10,8 @@ CONFIG = {"config", "config_files"}
 # Which rooms a room may import; every room may import itself.
 ALLOWED = {
     **{leaf: CONFIG for leaf in LEAVES},
-    "config": set(),
+    "config_schema": set(),
+    "config": {"config_schema"},
     "config_files": {"config"},
     "augment": CONFIG | {"resample"},
     "train": LEAVES | CONFIG,
