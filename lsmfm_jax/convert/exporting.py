@@ -16,6 +16,8 @@ from lsmfm_jax.train.weights import Weights, read_weights
 
 LAYOUTS = ("monai", "lightning")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
+# Tasks whose head is a linear map of each voxel's features, and what comes out of it.
+VOXELWISE = {"segment": "the logit of the foreground", "deblur": "the residual, in the targets' range"}
 # The version that Lightning's loader asks of a checkpoint; any of the 2 series reads it.
 _LIGHTNING_VERSION = "2.0.0"
 
@@ -75,16 +77,18 @@ def _monai_states(weights: Weights) -> tuple[dict[str, dict[str, np.ndarray]], l
     """The backbone's state dict, a head's where it needs a file of its own, and what to know of them."""
     params = weights.params["backbone"]
     variables = {"params": params, "batch_stats": weights.batch_stats.get("backbone", {})}
-    head = weights.params.get("head")
     states: dict[str, dict[str, np.ndarray]] = {}
     lines = []
-    if head is not None and _is_voxelwise(head) and weights.architecture["name"] == "swin_unetr":
+    head, voxelwise = _head(weights), weights.record["task"] in VOXELWISE
+    if head is not None and _takes_in_head(weights):
         variables["params"] = {**params, "out": _composed(params["out"], head)}
-        lines.append("the head is composed with the network's last convolution: its output is the head's")
+        lines.append(f"composed with the head into one convolution: the output is {VOXELWISE[weights.record['task']]}")
     elif head is not None:
-        states["head"] = _head_state(head)
-        shapes = ", ".join(f"{key} {value.shape}" for key, value in states["head"].items())
-        lines.append(f"the network's output are the features that the head takes; the head: {shapes}")
+        states["head"] = _head_state(head, voxelwise=voxelwise)
+        outputs, inputs = states["head"]["weight"].shape[:2]
+        layer = f"torch.nn.Conv3d({inputs}, {outputs}, 1)" if voxelwise else f"torch.nn.Linear({inputs}, {outputs})"
+        on = "the network's output" if voxelwise else "the mean over voxels of the encoder's deepest map"
+        lines.append(f"the head is a file of its own: {layer} on {on}")
     if weights.architecture["name"] == "swin_unetr":
         states["backbone"] = swin_unetr.to_torch(variables)
     else:
@@ -92,39 +96,30 @@ def _monai_states(weights: Weights) -> tuple[dict[str, dict[str, np.ndarray]], l
     return states, lines
 
 
-def _is_voxelwise(head: Mapping[str, Any]) -> bool:
-    """Whether a head is one linear map of each voxel's features: a kernel F K or 1 1 1 F K, and a bias."""
-    flat = unet.flatten(head)
-    kernel = next((leaf for path, leaf in flat.items() if path.endswith("kernel")), None)
-    return len(flat) == 2 and kernel is not None and all(side == 1 for side in np.shape(kernel)[:-2])
+def _takes_in_head(weights: Weights) -> bool:
+    """Whether the backbone ends in a linear layer of its own, and the head is one more on each voxel."""
+    voxelwise = weights.record["task"] in VOXELWISE
+    return "head" in weights.params and voxelwise and weights.architecture["name"] == "swin_unetr"
 
 
-def _kernel_and_bias(head: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    flat = unet.flatten(head)
-    kernel = next(leaf for path, leaf in flat.items() if path.endswith("kernel"))
-    bias = next(leaf for path, leaf in flat.items() if path.endswith("bias"))
-    return np.asarray(kernel).reshape(np.shape(kernel)[-2:]), np.asarray(bias)
+def _head(weights: Weights) -> dict[str, np.ndarray] | None:
+    """The head of a finetuned run: a kernel (inputs, outputs) and a bias."""
+    head = weights.params.get("head")
+    return None if head is None else {name: np.asarray(leaf) for name, leaf in head.items()}
 
 
-def _composed(out: Mapping[str, Any], head: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    kernel, bias = _kernel_and_bias(head)
+def _composed(out: Mapping[str, Any], head: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     # Two linear maps in a row are one; in double precision, so that only the last rounding is new.
-    wide = kernel.astype(np.float64)
+    wide = head["kernel"].astype(np.float64)
     return {
         "kernel": (np.asarray(out["kernel"], np.float64) @ wide).astype(np.float32),
-        "bias": (np.asarray(out["bias"], np.float64) @ wide + bias).astype(np.float32),
+        "bias": (np.asarray(out["bias"], np.float64) @ wide + head["bias"]).astype(np.float32),
     }
 
 
-def _head_state(head: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """A head's tensors in PyTorch's axes, under our names with `weight` for a kernel."""
-    state = {}
-    for path, leaf in unet.flatten(head).items():
-        value = np.asarray(leaf)
-        if path.endswith("kernel"):
-            value = np.ascontiguousarray(np.moveaxis(value, (-1, -2), (0, 1)))
-        state[path.replace("/", ".").replace("kernel", "weight")] = value
-    return state
+def _head_state(head: Mapping[str, np.ndarray], *, voxelwise: bool) -> dict[str, np.ndarray]:
+    weight = np.ascontiguousarray(head["kernel"].T)
+    return {"weight": weight.reshape(*weight.shape, 1, 1, 1) if voxelwise else weight, "bias": head["bias"]}
 
 
 def _lightning_state(run: pathlib.Path, weights: Weights) -> dict[str, np.ndarray]:
@@ -203,9 +198,8 @@ def _instructions(weights: Weights) -> list[str]:
             f"{tuple(sizes['channels'])}, strides={tuple(sizes['strides'])}, "
             f"num_res_units={sizes['num_res_units']}, norm={sizes['norm']!r})"
         ]
-    head = weights.params.get("head")
-    if head is not None and _is_voxelwise(head):
-        outputs = _kernel_and_bias(head)[1].size
+    if _takes_in_head(weights):
+        outputs = _head(weights)["bias"].size
     versions = {"corrected": "1.5 and later", "duplicated": "up to 1.4"}
     return [
         f"MONAI: SwinUNETR(in_channels=1, out_channels={outputs}, feature_size={sizes['feature_size']}, depths="

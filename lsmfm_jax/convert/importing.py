@@ -122,11 +122,9 @@ def _read_lightning(
     state: dict[str, np.ndarray], content: TorchFile, merging: str | None, text_model: pathlib.Path | None
 ) -> Imported:
     note = _our_note(content)
-    heads = (
-        BertConfig.from_directory(text_model).num_heads
-        if text_model
-        else text_folder.attention_heads(state, note.get("text_heads"))
-    )
+    heads = text_folder.attention_heads(state, note.get("text_heads"))
+    if text_model is not None:
+        heads = BertConfig.from_directory(text_model).num_heads
     weights = pretraining.from_lightning(
         state,
         text_heads=heads or 1,

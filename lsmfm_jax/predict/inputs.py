@@ -1,0 +1,111 @@
+"""Which files to predict on, and the truth that lies beside them."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from lsmfm_jax.data.layouts import SUFFIXES, stem
+from lsmfm_jax.data.mask_folders import MASK_ENDINGS, masks_in
+
+BLURRED = "_blurred"
+# What `predict` writes and what labels are called: never taken for an image where a folder is named.
+_NO_IMAGES = (*MASK_ENDINGS, "_prob", "_deblurred")
+
+
+class PredictionError(ValueError):
+    """A prediction cannot be made or written; the message names the file, the reason and what to do."""
+
+
+class Case(NamedTuple):
+    """One file to predict on.
+
+    Attributes:
+        name: of what is written for it; the file's name without suffix, and without `_blurred`.
+        path: the image.
+        truth: the label or the sharp volume, if there is one.
+    """
+
+    name: str
+    path: pathlib.Path
+    truth: pathlib.Path | None
+
+
+def find_cases(
+    inputs: Sequence[pathlib.Path], *, task: str, label_dir: pathlib.Path | None = None
+) -> tuple[list[Case], list[pathlib.Path]]:
+    """The files that were named and those in folders that were named, sorted within each folder.
+
+    In a folder, labels, masks and earlier predictions are left out; for deblurring `<name>_blurred` is an image
+    and `<name>` its truth, for the other tasks `<name>_blurred` is left out. The truth is `<name>_label` beside
+    the file, or the file of that name in `label_dir`.
+
+    Returns:
+        The cases, and the files of the folders that were left out.
+
+    Raises:
+        PredictionError: a path that is not there, a folder without an image, two files of one name, or a file
+            without its label in `label_dir`.
+        MaskFolderError: `label_dir` has no labels.
+    """
+    files: list[pathlib.Path] = []
+    left_out: list[pathlib.Path] = []
+    for path in inputs:
+        if path.is_dir():
+            images, others = _images_in(path, task)
+            files += images
+            left_out += others
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise PredictionError(f"{path}: no such file or folder; name image files or folders of them")
+    labels = masks_in(label_dir)[0] if label_dir else None
+    cases: dict[str, Case] = {}
+    for path in files:
+        name = stem(path)
+        name = name.removesuffix(BLURRED) if task == "deblur" else name
+        if name in cases:
+            raise PredictionError(
+                f"{cases[name].path} and {path} would both write {name}_*: predict on them one by one, into two folders"
+            )
+        cases[name] = Case(name, path, _truth(path, name, task, labels, label_dir))
+    return list(cases.values()), left_out
+
+
+def _images_in(folder: pathlib.Path, task: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+    files = sorted(p for p in folder.iterdir() if p.name.lower().endswith(SUFFIXES) and p.name[0] != ".")
+    names = {stem(path) for path in files}
+
+    def is_image(path: pathlib.Path) -> bool:
+        name = stem(path)
+        if name.lower().endswith(_NO_IMAGES):
+            return False
+        if task == "deblur":
+            return f"{name}{BLURRED}" not in names
+        return not name.endswith(BLURRED)
+
+    images = [path for path in files if is_image(path)]
+    if not images:
+        raise PredictionError(
+            f"{folder}: none of its {len(files)} volumes is an image; images end in {', '.join(SUFFIXES)}, and not in "
+            f"{', '.join(_NO_IMAGES)}"
+        )
+    return images, [path for path in files if path not in images]
+
+
+def _truth(
+    path: pathlib.Path, name: str, task: str, labels: dict[str, pathlib.Path] | None, label_dir: pathlib.Path | None
+) -> pathlib.Path | None:
+    if labels is not None:
+        if name not in labels:
+            raise PredictionError(
+                f"{path}: no label of {name!r} in {label_dir}; add it, or leave the image or --label-dir out"
+            )
+        return labels[name]
+    if task == "classify":
+        return None
+    # The sharp volume of `<name>_blurred` is `<name>`; a file that is not called blurred has none.
+    wanted = f"{name}_label" if task == "segment" else name
+    if stem(path) == wanted:
+        return None
+    candidates = [path.parent / f"{wanted}{suffix}" for suffix in SUFFIXES]
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
