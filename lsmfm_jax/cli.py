@@ -49,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_data(commands)
     _add_training(commands)
+    _add_predict(commands)
+    _add_evaluate(commands)
+    _add_convert(commands)
     _add_report(commands)
     _add_verify(commands)
     return parser
@@ -109,6 +112,65 @@ def _add_training(commands: argparse._SubParsersAction) -> None:
         "--allow-config-change", action="store_true", help="continue a run although its configuration differs"
     )
     pretrain.set_defaults(run=_train, tasks=("pretrain",), takes_overrides=True)
+
+
+def _add_predict(commands: argparse._SubParsersAction) -> None:
+    predict = commands.add_parser("predict", help="masks, classes or deblurred volumes of image files")
+    predict.add_argument("--checkpoint", required=True, type=pathlib.Path, help="folder of a finetuned run")
+    predict.add_argument("inputs", nargs="+", type=pathlib.Path, metavar="INPUT", help="image files, folders of them")
+    predict.add_argument("--out", required=True, type=pathlib.Path, help="folder for results, table and pictures")
+    predict.add_argument("--tta", action="store_true", help="average over the eight flips of each window")
+    predict.add_argument("--window", type=_three(int), metavar="Z,Y,X", help="voxels (default: the run's patch size)")
+    predict.add_argument("--overlap", type=float, default=0.25, help="least overlap of windows (default 0.25)")
+    predict.add_argument("--threshold", type=float, default=0.5, help="probability of foreground (default 0.5)")
+    predict.add_argument("--label-dir", type=pathlib.Path, help="labels to judge by (default: those beside the files)")
+    predict.add_argument("--batch", type=int, default=1, help="windows on the device at a time (default 1)")
+    predict.add_argument("--overwrite", action="store_true", help="replace results that are there")
+    predict.set_defaults(run=_predict)
+
+
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+    evaluate = commands.add_parser("evaluate", help="judge masks or label images of any tool against labels")
+    evaluate.add_argument("--pred", required=True, type=pathlib.Path, help="folder of predictions")
+    evaluate.add_argument("--label", required=True, type=pathlib.Path, help="folder of labels")
+    evaluate.add_argument("--out", required=True, type=pathlib.Path, help="CSV to write")
+    kinds = ("auto", "mask", "labels")
+    evaluate.add_argument("--kind", choices=kinds, default="auto", help="what predictions are (default: by content)")
+    evaluate.add_argument("--label-kind", choices=kinds, default="auto", help="what labels are")
+    evaluate.add_argument("--method", default="prediction", help="name of the predictions in the table")
+    evaluate.add_argument("--threshold", type=float, default=0.5, help="value from which on a voxel is foreground")
+    evaluate.add_argument("--connectivity", type=int, choices=(6, 18, 26), default=26, help="of components")
+    evaluate.add_argument("--minimum-voxels", type=int, default=1, help="smaller instances are left out")
+    evaluate.add_argument("--match-dice", type=float, default=0.3, help="least Dice of matched instances")
+    evaluate.add_argument("--spacing-um", type=_three(float), metavar="Z,Y,X", help="voxel size, for HD95")
+    evaluate.add_argument("--volume-pattern", help="regular expression whose first group is the volume's name")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _add_convert(commands: argparse._SubParsersAction) -> None:
+    convert = commands.add_parser("convert", help="weights from and to PyTorch").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    importing = convert.add_parser("import", help="a PyTorch checkpoint as a folder to start from")
+    importing.add_argument("file", type=pathlib.Path, help=".ckpt, .pt, .pth or .safetensors; nothing in it is run")
+    importing.add_argument("--out", required=True, type=pathlib.Path, help="folder to make")
+    which = importing.add_mutually_exclusive_group()
+    which.add_argument("--student", dest="teacher", action="store_false", help="the student's backbone (default)")
+    which.add_argument("--teacher", action="store_true", help="the teacher's backbone in place of the student's")
+    importing.add_argument(
+        "--merging",
+        choices=("duplicated", "corrected"),
+        help="patch merging of a SwinUNETR (default: duplicated for the released checkpoints, else corrected)",
+    )
+    importing.add_argument("--text-model", type=pathlib.Path, help="Hugging Face BERT directory, for its tokenizer")
+    importing.set_defaults(run=_import, teacher=False)
+    export = convert.add_parser("export", help="the weights of a run as a PyTorch file")
+    export.add_argument("checkpoint", type=pathlib.Path, metavar="RUN", help="run, or imported folder")
+    export.add_argument("--out", required=True, type=pathlib.Path, help="file: .safetensors, .pt, .pth or .ckpt")
+    export.add_argument("--layout", choices=("monai", "lightning"), default="monai", help="backbone alone, or all")
+    export.add_argument("--teacher", action="store_true", help="the averaged backbone in place of the student's")
+    export.set_defaults(run=_export)
 
 
 def _add_report(commands: argparse._SubParsersAction) -> None:
@@ -214,6 +276,54 @@ def _train(options: argparse.Namespace) -> int:
     say(f"curves:      {options.workdir / 'metrics.jsonl'} and {options.workdir / 'tensorboard'}")
     say(f"pictures:    {options.workdir / 'pictures'}")
     say(f"report:      {page}")
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from lsmfm_jax.predict.run import Settings, predict
+
+    predict(
+        options.checkpoint,
+        options.inputs,
+        options.out,
+        settings=Settings(options.overlap, options.threshold, options.batch),
+        window=options.window,
+        flips=options.tta,
+        label_dir=options.label_dir,
+        overwrite=options.overwrite,
+    )
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from lsmfm_jax.evaluate import evaluate_folders, format_table
+
+    names = ("kind", "label_kind", "method", "threshold", "connectivity", "minimum_voxels", "match_dice")
+    names += ("spacing_um", "volume_pattern", "seed")
+    settings = {name: getattr(options, name) for name in names}
+    print(format_table(evaluate_folders(options.pred, options.label, options.out, **settings)))
+    print(f"table: {options.out}")
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from lsmfm_jax.convert.importing import import_checkpoint
+
+    lines = import_checkpoint(
+        options.file,
+        options.out,
+        teacher=options.teacher,
+        merging=options.merging,
+        text_model=options.text_model,
+    )
+    print("\n".join([*lines, f"written to {options.out}: init_from and `lsmfm convert export` take it"]))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from lsmfm_jax.convert.exporting import export_run
+
+    print("\n".join(export_run(options.checkpoint, options.out, layout=options.layout, teacher=options.teacher)))
     return 0
 
 
