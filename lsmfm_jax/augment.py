@@ -17,9 +17,7 @@ class AugmentSettings:
     """Chances and strengths of the seven augmentations of the released configurations, in their order."""
 
     flip_prob: float = 0.2  # all three axes together
-    independent_flips: bool = (
-        False  # each axis by its own chance instead: 8 orientations where the joint flip has 2
-    )
+    independent_flips: bool = False  # each axis by its own chance instead: 8 orientations where the joint flip has 2
     rotate90_prob: float = 0.2  # 1 to 3 quarter turns in the ZY plane
     affine_prob: float = 0.2
     affine_rotation_rad: float = 0.1  # about each axis, up to ±
@@ -89,9 +87,7 @@ def _product(*matrices: Float[Array, "3 3"]) -> Float[Array, "3 3"]:
     return jnp.linalg.multi_dot(matrices, precision=jax.lax.Precision.HIGHEST)
 
 
-def _draw_matrix(
-    key: Key[Array, ""], settings: AugmentSettings, turns: tuple[int, ...]
-) -> Float[Array, "3 3"]:
+def _draw_matrix(key: Key[Array, ""], settings: AugmentSettings, turns: tuple[int, ...]) -> Float[Array, "3 3"]:
     # One call draws all numbers of a sample: many small draws would dominate the time to compile.
     drawn = jax.random.uniform(key, (12,))
     flipped, turned, which, moved, angles, stretches = jnp.split(drawn, (3, 4, 5, 6, 9))
@@ -107,9 +103,7 @@ def _draw_matrix(
     return _product(flip, turn, affine)
 
 
-def draw_geometry(
-    keys: Key[Array, "b"], *, settings: AugmentSettings, shape: tuple[int, ...]
-) -> Float[Array, "b 3 3"]:
+def draw_geometry(keys: Key[Array, "b"], *, settings: AugmentSettings, shape: tuple[int, ...]) -> Float[Array, "b 3 3"]:
     """Draw each sample's flip, quarter turns and affine map as one matrix for `affine_warp`.
 
     `shape` is (Z, Y, X) in voxels: where Z and Y differ, a quarter turn would change the shape, so only the
@@ -134,9 +128,7 @@ def augment_geometry(
     if not (settings.flip_prob or settings.rotate90_prob or settings.affine_prob):
         return list(volumes)
     matrices = draw_geometry(keys, settings=settings, shape=volumes[0].shape[1:4])
-    moved = [affine_warp(volume, matrices, order=order) for volume, order in zip(volumes, orders, strict=True)]
-    # Without the barrier XLA works the resampling out again inside what follows: 4 times slower on a CPU.
-    return jax.lax.optimization_barrier(moved)
+    return [affine_warp(volume, matrices, order=order) for volume, order in zip(volumes, orders, strict=True)]
 
 
 def draw_intensity(keys: Key[Array, "b"], *, settings: AugmentSettings) -> IntensityDraw:

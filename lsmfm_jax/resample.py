@@ -9,14 +9,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 Order = Literal["linear", "nearest"]
 
 
-def resize_trilinear(
-    volumes: Float[Array, "b z y x c"], size: tuple[int, int, int]
-) -> Float[Array, "b zo yo xo c"]:
+def resize_trilinear(volumes: Float[Array, "b z y x c"], size: tuple[int, int, int]) -> Float[Array, "b zo yo xo c"]:
     """Resize to `size` (Z, Y, X voxels) by linear interpolation between voxel centres, without anti-aliasing.
 
     Equal to torch's `interpolate(mode="trilinear", align_corners=False)`: the border value is held outside
@@ -36,9 +34,7 @@ def resize_trilinear(
     return volumes
 
 
-def resize_nearest(
-    volumes: Shaped[Array, "b z y x c"], size: tuple[int, int, int]
-) -> Shaped[Array, "b zo yo xo c"]:
+def resize_nearest(volumes: Shaped[Array, "b z y x c"], size: tuple[int, int, int]) -> Shaped[Array, "b zo yo xo c"]:
     """Resize masks or labels to `size` (Z, Y, X voxels), each voxel taking the value at its centre.
 
     Equal to torch's `interpolate(mode="nearest-exact")`, in register with `resize_trilinear`.
@@ -50,14 +46,10 @@ def resize_nearest(
     return volumes
 
 
-def _source_position(
-    shape: tuple[int, int, int], matrix: Float[Array, "3 3"]
-) -> tuple[Float[Array, "z y x"], ...]:
+def _source_position(shape: tuple[int, int, int], matrix: Float[Array, "3 3"]) -> tuple[Float[Array, "z y x"], ...]:
     """Where each output voxel comes from along Z, Y and X, mirrored at the borders; see `affine_warp`."""
     centre = [(side - 1) / 2 for side in shape]
-    offset = [
-        jnp.arange(side, dtype=jnp.float32) - middle for side, middle in zip(shape, centre, strict=True)
-    ]
+    offset = [jnp.arange(side, dtype=jnp.float32) - middle for side, middle in zip(shape, centre, strict=True)]
     found = []
     for row, side, middle in zip(matrix, shape, centre, strict=True):
         plane = row[0] * offset[0][:, None] + row[1] * offset[1][None, :]
@@ -71,24 +63,22 @@ def _source_position(
 def _warp_linear(volume: Float[Array, "z y x c"], matrix: Float[Array, "3 3"]) -> Float[Array, "z y x c"]:
     shape = volume.shape[:3]
     position = _source_position(shape, matrix)
-    lower = [jnp.floor(along).astype(jnp.int32) for along in position]
-    weight = [along - below for along, below in zip(position, lower, strict=True)]
-    steps = (shape[1] * shape[2], shape[2], 1)
-    start = sum(below * step for below, step in zip(lower, steps, strict=True))
-    # At the last voxel of an axis the upper neighbour has no weight and must not be outside.
-    up = [jnp.where(below < side - 1, step, 0) for below, side, step in zip(lower, shape, steps, strict=True)]
-    # Without the barrier the positions are worked out again for each of the eight neighbours.
-    start, up, weight = jax.lax.optimization_barrier((start, up, weight))
     flat = volume.reshape(-1, volume.shape[3])
-    total = jnp.zeros_like(volume)
-    for corner in range(8):
-        high = [corner >> bit & 1 for bit in (2, 1, 0)]
-        index = start + sum(step for step, above in zip(up, high, strict=True) if above)
-        share = 1.0
-        for along, above in zip(weight, high, strict=True):
-            share = share * (along if above else 1 - along)
-        total = total + share[..., None] * flat.at[index].get(mode="promise_in_bounds")
-    return total
+
+    def add_neighbours(z_side: Int[Array, ""], total: Float[Array, "z y x c"]) -> Float[Array, "z y x c"]:
+        """Add the four of the eight neighbours that lie below (0) or above (1) along Z."""
+        for y_side, x_side in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            index, share = 0, 1.0
+            for along, length, side in zip(position, shape, (z_side, y_side, x_side), strict=True):
+                lower = jnp.floor(along)
+                # At the last voxel the neighbour above has no weight and must not be outside.
+                index = index * length + jnp.minimum(lower.astype(jnp.int32) + side, length - 1)
+                share = share * jnp.where(side == 1, along - lower, 1 - (along - lower))
+            total = total + share[..., None] * flat.at[index].get(mode="promise_in_bounds")
+        return total
+
+    # A loop, because XLA on a CPU otherwise fuses the gathers into what follows: twice slower with smoothing.
+    return jax.lax.fori_loop(0, 2, add_neighbours, jnp.zeros_like(volume))
 
 
 def _warp_nearest(volume: Shaped[Array, "z y x c"], matrix: Float[Array, "3 3"]) -> Shaped[Array, "z y x c"]:
@@ -115,18 +105,14 @@ def _smoothing_matrices(size: int, sigma: Float[Array, "b"]) -> Float[Array, "b 
     target, source = np.arange(size)[:, None, None], np.arange(size)[None, :, None]
     # Each input voxel and its mirror images, as far as three sides away.
     periods = np.array([-2 * size, 0, 2 * size])
-    distance = np.concatenate([target - source - periods, target + source + 1 - periods], axis=-1).astype(
-        np.float32
-    )
+    distance = np.concatenate([target - source - periods, target + source + 1 - periods], axis=-1).astype(np.float32)
     sigma = jnp.maximum(sigma, 1e-6)[:, None, None, None]
     weights = jnp.exp(-0.5 * jnp.square(distance / sigma))
     weights = jnp.sum(jnp.where(np.abs(distance) <= jnp.floor(4 * sigma + 0.5), weights, 0), axis=-1)
     return weights / jnp.sum(weights, axis=-1, keepdims=True)
 
 
-def gaussian_smooth(
-    volumes: Float[Array, "b z y x c"], sigma_voxels: Float[Array, "b 3"]
-) -> Float[Array, "b z y x c"]:
+def gaussian_smooth(volumes: Float[Array, "b z y x c"], sigma_voxels: Float[Array, "b 3"]) -> Float[Array, "b z y x c"]:
     """Smooth each sample by its own Gaussian, one sigma (voxels) per axis (ZYX); zero changes nothing.
 
     Equal to `scipy.ndimage.gaussian_filter(mode="reflect", truncate=4)` while 4 sigma is below two sides.

@@ -77,10 +77,7 @@ def test_independent_flips_reach_all_eight_orientations():
     settings = only(flip_prob=0.5, independent_flips=True)
     found = np.asarray(apply(jnp.repeat(jnp.asarray(given), 60, axis=0), keys(2000)[:60], settings=settings))
     wanted = {
-        np.ascontiguousarray(given[0, ::z, ::y, ::x]).tobytes()
-        for z in (1, -1)
-        for y in (1, -1)
-        for x in (1, -1)
+        np.ascontiguousarray(given[0, ::z, ::y, ::x]).tobytes() for z in (1, -1) for y in (1, -1) for x in (1, -1)
     }
     assert {sample.tobytes() for sample in found} == wanted
 
@@ -133,9 +130,7 @@ def test_geometry_is_flip_then_turn_then_affine():
 
 
 def test_the_affine_map_stays_within_its_ranges():
-    matrices = np.asarray(draw_matrices(keys(2000), settings=only(affine_prob=1.0), shape=SHAPE)).astype(
-        float
-    )
+    matrices = np.asarray(draw_matrices(keys(2000), settings=only(affine_prob=1.0), shape=SHAPE)).astype(float)
     stretch = np.linalg.norm(matrices, axis=1)  # of each column: the scale along that axis
     assert stretch.min() > 0.9 - 1e-5 and stretch.max() < 1.1 + 1e-5
     assert stretch.min() < 0.91 and stretch.max() > 1.09
@@ -153,14 +148,10 @@ def test_how_often_each_is_drawn():
     settings = AugmentSettings()
     draw = draw_intensities(keys(count), settings=settings)
     chances = {
-        name: float(np.mean(np.asarray(value) != 0))
-        for name, value in draw._asdict().items()
-        if value.ndim == 1
+        name: float(np.mean(np.asarray(value) != 0)) for name, value in draw._asdict().items() if value.ndim == 1
     }
     chances["smooth"] = float(np.mean(np.any(np.asarray(draw.sigma_voxels) != 0, axis=1)))
-    flips, turns, affine = orientations(
-        np.asarray(draw_matrices(keys(count), settings=settings, shape=SHAPE))
-    )
+    flips, turns, affine = orientations(np.asarray(draw_matrices(keys(count), settings=settings, shape=SHAPE)))
     chances |= {"flip": np.mean(flips < 0), "turn": np.mean(turns > 0), "affine": np.mean(affine)}
     assert set(turns) == {0, 1, 2, 3}
     assert len(chances) == 7
@@ -170,10 +161,7 @@ def test_how_often_each_is_drawn():
     assert np.abs(np.corrcoef(happened) - np.eye(3)).max() < 0.1
     sigma = np.asarray(draw.sigma_voxels)[np.asarray(draw.sigma_voxels) != 0]
     assert 0.25 <= sigma.min() < 0.3 and 1.45 < sigma.max() <= 1.5
-    assert (
-        0.19 < np.abs(np.asarray(draw.scale)).max() <= 0.2
-        and 0.19 < np.abs(np.asarray(draw.shift)).max() <= 0.2
-    )
+    assert 0.19 < np.abs(np.asarray(draw.scale)).max() <= 0.2 and 0.19 < np.abs(np.asarray(draw.shift)).max() <= 0.2
     assert set(np.unique(np.asarray(draw.noise_std))) == {0.0, np.float32(0.02)}
 
 
@@ -188,9 +176,7 @@ def test_smoothing_scale_and_shift_follow_their_draws():
     found = np.asarray(apply_intensity(given, keys(3), settings=settings))
     draw = draw_intensities(jax.vmap(jax.random.split)(keys(3))[:, 0], settings=settings)
     for i in range(3):
-        smooth = ndimage.gaussian_filter(
-            np.asarray(given)[i, ..., 0], np.asarray(draw.sigma_voxels)[i], mode="reflect"
-        )
+        smooth = ndimage.gaussian_filter(np.asarray(given)[i, ..., 0], np.asarray(draw.sigma_voxels)[i], mode="reflect")
         wanted = smooth * (1 + float(draw.scale[i])) + float(draw.shift[i])
         np.testing.assert_allclose(found[i, ..., 0], wanted.clip(0, 1), atol=5e-6)
 
@@ -225,9 +211,7 @@ def test_image_and_mask_move_together():
     labels = jnp.asarray(np.random.default_rng(1).integers(0, 5, (8, *SHAPE, 1)), jnp.int32)
     moved, masks = apply_pair(given, labels, drawn, settings=settings)
     assert masks.dtype == jnp.int32
-    matrices = np.asarray(
-        draw_matrices(jax.vmap(jax.random.split)(drawn)[:, 0], settings=settings, shape=SHAPE), float
-    )
+    matrices = np.asarray(draw_matrices(jax.vmap(jax.random.split)(drawn)[:, 0], settings=settings, shape=SHAPE), float)
     middle = (np.array(SHAPE) - 1) / 2
     for i, matrix in enumerate(matrices):
         place = {"matrix": matrix, "offset": middle - matrix @ middle, "mode": "reflect"}

@@ -24,8 +24,7 @@ def affine(volume, matrix, **options):
 def test_resize_trilinear_interpolates_at_voxel_centres(size):
     given = volumes((2, 12, 9, 7, 2))
     where = [
-        np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-        for old, new in zip((12, 9, 7), size, strict=True)
+        np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1) for old, new in zip((12, 9, 7), size, strict=True)
     ]
     grid = np.stack(np.meshgrid(*where, indexing="ij"))
     wanted = np.stack(
@@ -98,9 +97,7 @@ def test_a_sharded_batch_stays_sharded():
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
 
     def both(images, matrices, sigmas):
-        return gaussian_smooth(
-            affine_warp(resize_trilinear(images, (8, 8, 8)), matrices, order="linear"), sigmas
-        )
+        return gaussian_smooth(affine_warp(resize_trilinear(images, (8, 8, 8)), matrices, order="linear"), sigmas)
 
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((4, 12, 12, 12, 1), (4, 3, 3), (4, 3))]
     text = jax.jit(both, in_shardings=split, out_shardings=split).lower(*shapes).compile().as_text()

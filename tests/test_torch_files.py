@@ -187,9 +187,7 @@ def saved(tmp_path, state) -> bytes:
 
 
 def test_an_expanded_tensor_cannot_fill_the_memory(tmp_path):
-    good = zipfile.ZipFile(io.BytesIO(saved(tmp_path, {"a": np.zeros(1, np.float32)}))).read(
-        "archive/data.pkl"
-    )
+    good = zipfile.ZipFile(io.BytesIO(saved(tmp_path, {"a": np.zeros(1, np.float32)}))).read("archive/data.pkl")
     huge = good.replace(
         b"(J\x01\x00\x00\x00t(J\x01\x00\x00\x00t", b"(\x8a\x06\x00\x00\x00\x00\x00\x01t(J\x00\x00\x00\x00t"
     )

@@ -51,15 +51,11 @@ class _Archive:
             raise TorchFileError("two entries of the archive have the same name")
         roots = [name.removesuffix("data.pkl") for name in names if name.split("/")[1:] == ["data.pkl"]]
         if len(roots) != 1:
-            raise TorchFileError(
-                "it is a zip archive, but not one written by torch.save (no <name>/data.pkl)"
-            )
+            raise TorchFileError("it is a zip archive, but not one written by torch.save (no <name>/data.pkl)")
         self.root = roots[0]
         self.names = set(names)
         if self.root + "constants.pkl" in self.names:
-            raise TorchFileError(
-                "it is a TorchScript program, not a checkpoint; save the module's state_dict instead"
-            )
+            raise TorchFileError("it is a TorchScript program, not a checkpoint; save the module's state_dict instead")
         order = self.read("byteorder") if self.root + "byteorder" in self.names else b"little"
         if order not in (b"little", b"big"):
             raise TorchFileError(f"its byte order is {order[:20]!r}; little and big are known")
@@ -69,9 +65,7 @@ class _Archive:
     def read(self, name: str) -> bytes:
         info = self.archive.getinfo(self.root + name)
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 0x1:
-            raise TorchFileError(
-                f"its entry {name!r} is compressed or encrypted, which torch.save never does"
-            )
+            raise TorchFileError(f"its entry {name!r} is compressed or encrypted, which torch.save never does")
         return self.archive.read(info)
 
     def storage(self, record: StorageRecord) -> np.ndarray:
@@ -83,9 +77,7 @@ class _Archive:
         data = self.storages[record.key]
         wanted = record.elements * record.dtype.itemsize
         if len(data) < wanted:
-            raise TorchFileError(
-                f"its entry data/{record.key} has {len(data)} bytes where {wanted} are announced"
-            )
+            raise TorchFileError(f"its entry data/{record.key} has {len(data)} bytes where {wanted} are announced")
         return data[:wanted]
 
     def tensor(self, record: TensorRecord) -> np.ndarray:
@@ -100,9 +92,7 @@ class _Archive:
         values = np.zeros(record.shape, words.dtype)
         if values.size:
             steps = tuple(stride * dtype.itemsize for stride in record.strides)
-            values[...] = np.lib.stride_tricks.as_strided(
-                words[record.offset :], record.shape, steps, writeable=False
-            )
+            values[...] = np.lib.stride_tricks.as_strided(words[record.offset :], record.shape, steps, writeable=False)
         return values.view(dtype) if dtype != np.bool_ else values != 0
 
     def plain(self, value: Any, depth: int = 0) -> Any:
@@ -129,9 +119,7 @@ def _split(content: Any) -> tuple[dict[str, TensorRecord], dict[str, Any]]:
     else:
         state, rest = content, {}
     wrong = [
-        str(key)[:80]
-        for key, value in state.items()
-        if type(key) is not str or not isinstance(value, TensorRecord)
+        str(key)[:80] for key, value in state.items() if type(key) is not str or not isinstance(value, TensorRecord)
     ]
     if wrong or not state:
         raise TorchFileError(
@@ -252,9 +240,7 @@ def write_torch_file(
     path = Path(path)
     if path.suffix == ".safetensors":
         # Tied names would lose their tie on the way back anyway; the format wants separate contiguous arrays.
-        whole = dump_safetensors(
-            {name: np.array(array, order="C") for name, array in state.items()}, metadata
-        )
+        whole = dump_safetensors({name: np.array(array, order="C") for name, array in state.items()}, metadata)
     else:
         records, arrays = _records(state)
         pickled = write_pickle(records if metadata is None else {**metadata, "state_dict": records})

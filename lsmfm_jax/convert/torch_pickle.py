@@ -138,13 +138,9 @@ def _bytes_from_text(text: Any, encoding: Any) -> bytes:
 
 def _numpy_dtype(code: Any, *_: Any) -> _NumpyDtype:
     if type(code) is not str or code.lstrip("<>=|") not in {
-        f"{kind}{size}"
-        for kind, sizes in (("b", "1"), ("i", "1248"), ("u", "1248"), ("f", "248"))
-        for size in sizes
+        f"{kind}{size}" for kind, sizes in (("b", "1"), ("i", "1248"), ("u", "1248"), ("f", "248")) for size in sizes
     }:
-        raise TorchFileError(
-            f"a numpy value of dtype {str(code)[:40]!r}: only booleans, integers and floats are read"
-        )
+        raise TorchFileError(f"a numpy value of dtype {str(code)[:40]!r}: only booleans, integers and floats are read")
     return _NumpyDtype(code)
 
 
@@ -228,12 +224,7 @@ def _reduce(callee: Any, arguments: Any) -> Any:
 
 def _build(target: Any, state: Any) -> Any:
     """Object state: module versions of a state_dict or attributes of a parameter, left out."""
-    if (
-        isinstance(target, _NumpyDtype)
-        and type(state) is tuple
-        and len(state) > 1
-        and state[1] in ("<", ">", "|")
-    ):
+    if isinstance(target, _NumpyDtype) and type(state) is tuple and len(state) > 1 and state[1] in ("<", ">", "|"):
         return replace(target, code=state[1] + target.code.lstrip("<>=|"))
     if type(target) is dict or isinstance(target, TensorRecord):  # no values are lost with these
         return target

@@ -31,13 +31,9 @@ def _emit_tensor(record: TensorRecord) -> bytes:
             _emit_int(storage.elements),
         ]
     )
-    shape, strides = (
-        b"(" + b"".join(map(_emit_int, sizes)) + b"t" for sizes in (record.shape, record.strides)
-    )
+    shape, strides = (b"(" + b"".join(map(_emit_int, sizes)) + b"t" for sizes in (record.shape, record.strides))
     hooks = b"ccollections\nOrderedDict\n)R"
-    arguments = (
-        b"((" + reference + b"tQ" + _emit_int(record.offset) + shape + strides + b"\x89" + hooks + b"t"
-    )
+    arguments = b"((" + reference + b"tQ" + _emit_int(record.offset) + shape + strides + b"\x89" + hooks + b"t"
     return b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"R"
 
 
@@ -59,9 +55,7 @@ def _emit(value: Any, where: str) -> bytes:
     if isinstance(value, tuple):
         return b"(" + b"".join(_emit(item, f"{where}[{i}]") for i, item in enumerate(value)) + b"t"
     if isinstance(value, dict):
-        items = (
-            _emit(key, f"a key of {where}") + _emit(item, f"{where}[{key!r}]") for key, item in value.items()
-        )
+        items = (_emit(key, f"a key of {where}") + _emit(item, f"{where}[{key!r}]") for key, item in value.items())
         return b"ccollections\nOrderedDict\n)R(" + b"".join(items) + b"u"
     raise TypeError(
         f"{where} is a {type(value).__name__}: a torch file takes tensors, numbers, text and plain containers"

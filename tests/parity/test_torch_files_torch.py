@@ -83,9 +83,7 @@ def test_reads_a_module_with_tied_weights_and_its_optimizer(tmp_path):
 
 
 @pytest.mark.parametrize("mmap", [False, True])
-@pytest.mark.parametrize(
-    "metadata", [None, {"epoch": 3, "hyper_parameters": {"rate": 1e-4, "sizes": [1, -(2**40)]}}]
-)
+@pytest.mark.parametrize("metadata", [None, {"epoch": 3, "hyper_parameters": {"rate": 1e-4, "sizes": [1, -(2**40)]}}])
 def test_torch_reads_what_we_wrote(tmp_path, state, metadata, mmap):
     torch.save(state, tmp_path / "a.pt")
     write_torch_file(tmp_path / "b.pt", read_torch_file(tmp_path / "a.pt").state, metadata=metadata)
