@@ -1,0 +1,275 @@
+"""Labelled patches in folders: found by name, paired with their companions, given a class, split by volume.
+
+A patch `<name>.nii.gz` (or TIFF, .npy) stands in a folder or one below, with `<name>_label` (mask) and
+`<name>_blurred` beside it. With `train/` and `val/` in the folder, those are the sides of the split.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from lsmfm_jax.data.captions import normalise_key
+from lsmfm_jax.data.layouts import COMPANIONS, SUFFIXES, stem
+from lsmfm_jax.data.manifest import PatchRow
+from lsmfm_jax.data.mask_folders import volume_of
+from lsmfm_jax.data.splits import choose_few, split_by_volume
+
+VALIDATION_FOLDERS = ("val", "validation")
+
+
+class LabelledDataError(ValueError):
+    """Labelled patches cannot be used: which file or key, why, and what to do about it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledFile:
+    """A patch on disk.
+
+    Attributes:
+        name: path from the folder (from `train/` or `val/` where those are), without ending; unique on its side.
+        path: the image.
+        companions: the files beside it, by ending (`_label`, `_blurred`).
+        volume: the group for splits.
+        class_name: normalised, or empty where no class was asked for.
+    """
+
+    name: str
+    path: pathlib.Path
+    companions: dict[str, pathlib.Path]
+    volume: str
+    class_name: str = ""
+
+
+class Sides(NamedTuple):
+    """The patches to train on, and those to validate on (perhaps none)."""
+
+    train: tuple[LabelledFile, ...]
+    validation: tuple[LabelledFile, ...]
+
+
+def find_labelled(
+    folder: str | pathlib.Path,
+    *,
+    needs: str = "",
+    prefix: str = "",
+    channels: Sequence[int] = (),
+    volume_pattern: str = "",
+) -> list[LabelledFile]:
+    """The patches of a folder and the folders one below, sorted by name.
+
+    Args:
+        folder: where they are.
+        needs: a companion that every patch must have: `_label`, `_blurred`, or empty for none.
+        prefix: only patches whose file name starts with it.
+        channels: only patches with `_ch<n>` of one of these numbers in the file name; empty for all.
+        volume_pattern: regular expression whose first group in the name is the volume; empty for the usual names.
+
+    Raises:
+        LabelledDataError: no folder, no patch, a patch without what it needs, a companion without its patch, or
+            two files of one name.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise LabelledDataError(f"data.folder: {folder} is not a folder; name the one that holds the labelled patches")
+    images: dict[str, pathlib.Path] = {}
+    companions: dict[str, dict[str, pathlib.Path]] = {}
+    for path in sorted(path for pattern in ("*", "*/*") for path in folder.glob(pattern) if _is_image(path)):
+        name = (path.parent.relative_to(folder) / stem(path)).as_posix()
+        ending = next((ending for ending in COMPANIONS if name.lower().endswith(ending)), "")
+        there = companions.setdefault(name[: -len(ending)], {}) if ending else images
+        if (ending or name) in there:
+            raise LabelledDataError(f"{there[ending or name]} and {path} have one name; keep one of them")
+        there[ending or name] = path
+    alone = [str(path) for name, paths in companions.items() if name not in images for path in paths.values()]
+    if alone:
+        raise LabelledDataError(
+            f"{len(alone)} files have no image beside them: {', '.join(alone[:5])}; add the image without "
+            f"{' or '.join(COMPANIONS)} in its name, or move the file away"
+        )
+    found = [
+        LabelledFile(name, path, companions.get(name, {}), _volume(name, volume_pattern))
+        for name, path in images.items()
+        if path.name.startswith(prefix) and (not channels or _channel(name) in channels)
+    ]
+    if not found:
+        raise LabelledDataError(
+            f"data.folder: no patches in {folder} or one below with one of {', '.join(SUFFIXES)}"
+            f"{f', of the {len(images)} there none fits data.prefix and data.channels' if images else ''}"
+        )
+    lacking = [file.name for file in found if needs and needs not in file.companions]
+    if lacking:
+        raise LabelledDataError(
+            f"{folder}: {len(lacking)} patches have no {needs} file beside them: {', '.join(lacking[:5])}; "
+            f"add <name>{needs}.nii.gz, or move the patches away"
+        )
+    return found
+
+
+def with_classes(
+    files: Sequence[LabelledFile], *, source: str, table: str | pathlib.Path = "", classes: Sequence[str] = ()
+) -> list[LabelledFile]:
+    """The same patches with their classes; those of other `classes` are left out where some are named.
+
+    Args:
+        files: patches.
+        source: `name` (before `_patch_`), `folder`, or `csv`.
+        table: for `csv`: a file with the columns `name` (file name or path, without ending) and `class`.
+        classes: the classes to keep; empty for all.
+
+    Raises:
+        LabelledDataError: a patch whose class cannot be told.
+    """
+    known = _read_classes(pathlib.Path(table)) if source == "csv" else {}
+    wanted = {normalise_key(name) for name in classes}
+    kept = []
+    for file in files:
+        place, _, short = file.name.rpartition("/")
+        if source == "csv":
+            name, hint = known.get(file.name) or known.get(short), f"{table} has no row with this name"
+        elif source == "folder":
+            name, hint = place, "with data.class_from folder it must stand in the folder of its class"
+        else:
+            match = re.match(r"(.+?)_patch_\d+", short)
+            name, hint = match and match[1], "with data.class_from name it must be called <class>_patch_<n>..."
+        if not name:
+            raise LabelledDataError(f"{file.path}: its class is unknown: {hint}")
+        if not wanted or normalise_key(name) in wanted:
+            kept.append(dataclasses.replace(file, class_name=normalise_key(name)))
+    return kept
+
+
+def choose_sides(
+    found: "Sequence[LabelledFile] | Sides",
+    *,
+    validation_frac: float,
+    seed: int,
+    by_file: bool = False,
+    train_names: Sequence[str] = (),
+    validation_names: Sequence[str] = (),
+    few_shot: int = 0,
+) -> Sides:
+    """Which patches train and which validate.
+
+    Args:
+        found: all patches, or the sides that the folders give.
+        validation_frac: share of the patches for validation, by whole volumes; 0 for none.
+        seed: of the draws.
+        by_file: let patches of one volume stand on both sides.
+        train_names: names of the training patches, as in `LabelledFile.name` or without the folder; with these or
+            `validation_names` both sides are as named, one volume on both sides included.
+        validation_names: names of the validation patches.
+        few_shot: training patches drawn from those there are; 0 for all.
+
+    Raises:
+        LabelledDataError: an unknown name, a patch on both sides, a volume on both sides that was not asked for,
+            too few patches.
+    """
+    if train_names or validation_names:
+        every = list(found) if not isinstance(found, Sides) else [*found.train, *found.validation]
+        sides = Sides(_by_name(every, train_names), _by_name(every, validation_names))
+        both = {file.path for file in sides.train} & {file.path for file in sides.validation}
+    elif isinstance(found, Sides):
+        sides = found
+        both = set() if by_file else {f.volume for f in found.train} & {f.volume for f in found.validation}
+    else:
+        sides, both = _drawn(found, validation_frac=validation_frac, seed=seed, by_file=by_file), set()
+    if both:
+        raise LabelledDataError(
+            f"on both the training and the validation side: {', '.join(sorted(map(str, both)))}. Move patches so that "
+            "a volume is on one side, or set data.split_by to file if this is meant"
+        )
+    if not sides.train:
+        raise LabelledDataError("data.train_names: (); name at least one training patch")
+    if few_shot:
+        if few_shot > len(sides.train):
+            raise LabelledDataError(f"data.few_shot: {few_shot}; there are {len(sides.train)} training patches")
+        chosen = choose_few(rows_of(sides.train), count=few_shot, seed=seed)
+        sides = Sides(tuple(sides.train[index] for index in chosen), sides.validation)
+    return sides
+
+
+def rows_of(files: Iterable[LabelledFile]) -> list[PatchRow]:
+    """The patches as rows of the kind that splits are drawn from; hashes are those of the files."""
+    rows = []
+    for index, file in enumerate(files):
+        digest = hashlib.sha256(file.path.read_bytes()).hexdigest()
+        unread = {"percentiles": {}, "minimum": 0.0, "maximum": 0.0, "mean": 0.0, "dtype": "", "shape": (0, 0, 0)}
+        rows.append(
+            PatchRow(
+                id=file.name,
+                part="",
+                index=index,
+                source="labelled",
+                layout="flat",
+                volume=file.volume,
+                channel=_channel(file.name) or 0,
+                caption_key=file.class_name,
+                voxel_size_um=None,
+                voxel_size_source="",
+                sha256=digest,
+                file=file.path.as_posix(),
+                pixels_sha256=digest,
+                **unread,
+            )
+        )
+    return rows
+
+
+def _drawn(found: Sequence[LabelledFile], *, validation_frac: float, seed: int, by_file: bool) -> Sides:
+    if not validation_frac:
+        return Sides(tuple(found), ())
+    if len(found) == 1:
+        raise LabelledDataError(
+            f"{found[0].path} is the only patch: nothing is left to validate on. Add patches, or set "
+            "data.validation_frac to 0 to train on it without validation"
+        )
+    rows = rows_of(found)
+    split = split_by_volume(rows, seed=seed, validation_frac=validation_frac, by_file=by_file)
+    return Sides(tuple(found[i] for i in split.train), tuple(found[i] for i in split.validation))
+
+
+def _by_name(files: Sequence[LabelledFile], names: Sequence[str]) -> tuple[LabelledFile, ...]:
+    chosen = []
+    for name in names:
+        fits = [file for file in files if name in (file.name, file.name.rpartition("/")[2])]
+        if len(fits) != 1:
+            near = ", ".join(file.name for file in (fits or files)[:8])
+            raise LabelledDataError(
+                f"data.train_names, data.validation_names: {name!r} fits {len(fits)} patches; there are {near}"
+            )
+        chosen.append(fits[0])
+    return tuple(chosen)
+
+
+def _is_image(path: pathlib.Path) -> bool:
+    return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".") and path.is_file()
+
+
+def _channel(name: str) -> int | None:
+    match = re.search(r"_ch(\d+)(?:_|$)", name.rpartition("/")[2])
+    return int(match[1]) if match else None
+
+
+def _volume(name: str, pattern: str) -> str:
+    folder, _, short = name.rpartition("/")
+    volume = volume_of(name if pattern else short, pattern=pattern or None)
+    # Numbers start again in each class folder, unless a pattern says what a volume is.
+    return f"{folder}/{volume}" if folder and not pattern else volume
+
+
+def _read_classes(table: pathlib.Path) -> dict[str, str]:
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise LabelledDataError(f"data.csv: {table} cannot be read ({error.strerror}); check the path") from None
+    if not rows or not {"name", "class"} <= rows[0].keys():
+        raise LabelledDataError(f"data.csv: {table} needs a header with the columns name and class, and rows below it")
+    return {
+        stem(pathlib.PurePosixPath(row["name"])) if "/" not in row["name"] else row["name"]: row["class"]
+        for row in rows
+    }

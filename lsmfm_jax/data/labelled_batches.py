@@ -1,0 +1,266 @@
+"""Labelled patches in memory, and batches of them: random crops to train on, windows that cover a patch to judge.
+
+Labelled sets are small, so all of them are read once. As in `loader`, order and crops depend on (seed, step, row
+of the global batch) alone, and process p of P holds the p-th block of rows.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+from jaxtyping import Float, Shaped
+from scipy import ndimage
+
+from lsmfm_jax.data.labelled import LabelledDataError, LabelledFile
+from lsmfm_jax.data.patches import fit
+from lsmfm_jax.data.volumes import read_single
+
+Batch = dict[str, np.ndarray]
+Size = tuple[int, int, int]
+_DEVICE_INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LabelledPatch:
+    """A patch in memory.
+
+    Attributes:
+        name: as on disk.
+        image: what the network is to see.
+        low: count that becomes 0.
+        high: count that becomes 1.
+        target: mask (uint8, 0 or 1), sharp volume, or None.
+        label: number of its class, or -1.
+    """
+
+    name: str
+    image: Shaped[np.ndarray, "z y x"]
+    low: float
+    high: float
+    target: Shaped[np.ndarray, "z y x"] | None = None
+    label: int = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Blur:
+    """A blur to be made: standard deviations ZYX in voxels or, where not 0, in micrometres; noise in counts."""
+
+    sigma_voxels: tuple[float, float, float]
+    sigma_um: tuple[float, float, float]
+    noise_counts: float
+    seed: int
+
+
+def read_segmentation(file: LabelledFile, *, percentiles: tuple[float, float]) -> LabelledPatch:
+    """A patch and its mask; whatever is above 0.5 in the label file is foreground.
+
+    Raises:
+        LabelledDataError: image and mask differ in shape.
+        VolumeError: a file cannot be read as one 3D volume.
+    """
+    image, _ = read_single(file.path)
+    mask, _ = read_single(file.companions["_label"], allow_constant=True)
+    _same_shape(file, image, mask, "_label")
+    return _patch(file, image, (mask > 0.5).astype(np.uint8), percentiles=percentiles)
+
+
+def read_classification(
+    file: LabelledFile, *, classes: Sequence[str], percentiles: tuple[float, float]
+) -> LabelledPatch:
+    """A patch and the number of its class in `classes`."""
+    image, _ = read_single(file.path)
+    patch = _patch(file, image, None, percentiles=percentiles)
+    return dataclasses.replace(patch, label=list(classes).index(file.class_name))
+
+
+def read_deblurring(file: LabelledFile, *, blur: Blur | None, percentiles: tuple[float, float]) -> LabelledPatch:
+    """A blurred patch, from its `_blurred` file or made from the sharp one, with the sharp one as target.
+
+    The percentiles are those of the blurred patch, which is all that prediction has.
+
+    Raises:
+        LabelledDataError: the two differ in shape, or the voxel size that the blur needs is unknown.
+    """
+    sharp, info = read_single(file.path)
+    if blur is None:
+        blurred, _ = read_single(file.companions["_blurred"])
+        _same_shape(file, sharp, blurred, "_blurred")
+    else:
+        if any(blur.sigma_um) and info.voxel_size_um is None:
+            raise LabelledDataError(
+                f"blur.sigma_um: {blur.sigma_um}, but {file.path} does not say its voxel size; use blur.sigma_voxels"
+            )
+        blurred = _blurred(sharp, blur, name=file.name, voxel_size_um=info.voxel_size_um)
+    return _patch(file, blurred, sharp, percentiles=percentiles)
+
+
+def _blurred(
+    sharp: Shaped[np.ndarray, "z y x"], blur: Blur, *, name: str, voxel_size_um: tuple[float, float, float] | None
+) -> Float[np.ndarray, "z y x"]:
+    sigma = blur.sigma_voxels
+    if any(blur.sigma_um):
+        sigma = tuple(um / size for um, size in zip(blur.sigma_um, voxel_size_um or (), strict=True))
+    smooth = ndimage.gaussian_filter(sharp.astype(np.float32), sigma)
+    # By name, so that a patch has the same noise whichever others are there.
+    digest = hashlib.sha256(f"{blur.seed}\0{name}".encode()).digest()
+    noise = np.random.default_rng(int.from_bytes(digest[:8], "little")).standard_normal(sharp.shape, np.float32)
+    return smooth + np.float32(blur.noise_counts) * noise
+
+
+def _same_shape(file: LabelledFile, image: np.ndarray, other: np.ndarray, ending: str) -> None:
+    if image.shape != other.shape:
+        raise LabelledDataError(
+            f"{file.companions[ending]} has the shape {other.shape}, its image {file.path} {image.shape} (ZYX); "
+            "export them on one grid"
+        )
+
+
+def _patch(
+    file: LabelledFile, image: np.ndarray, target: np.ndarray | None, *, percentiles: tuple[float, float]
+) -> LabelledPatch:
+    low, high = np.percentile(image, percentiles)
+    return LabelledPatch(file.name, image, float(low), float(high), target)
+
+
+def _common_dtype(arrays: Sequence[np.ndarray]) -> np.dtype:
+    names = {array.dtype.name for array in arrays}
+    return np.dtype(names.pop() if len(names) == 1 and names <= set(_DEVICE_INTEGERS) else "float32")
+
+
+class LabelledSource:
+    """Patches of one side, cut to one size; what both kinds of batches are made of.
+
+    Attributes:
+        patches: in their order; `sample` in a batch is a place in it, plus `first_sample`.
+        patch_size: Z, Y, X of every crop; smaller patches are mirrored at their edges.
+    """
+
+    def __init__(self, patches: Sequence[LabelledPatch], *, patch_size: Size, first_sample: int = 0) -> None:
+        self.patches, self.patch_size, self.first_sample = tuple(patches), patch_size, first_sample
+        self._image_dtype = _common_dtype([patch.image for patch in patches])
+        targets = [patch.target for patch in patches if patch.target is not None]
+        self._target_dtype = _common_dtype(targets) if targets else None
+
+    def crop(self, index: int, corner: tuple[float, float, float]) -> Batch:
+        """The crop of a patch whose corner is at the given share (0 to 1) of the room there is for it."""
+        return self._row(index, lambda array: fit(array, self.patch_size, corner))
+
+    def window(self, index: int, start: Size) -> Batch:
+        """The window of a patch that begins at a voxel, and in `valid` the voxels that no earlier one has."""
+        patch, size = self.patches[index], self.patch_size
+
+        def cut(array: np.ndarray) -> np.ndarray:
+            padded = fit(array, tuple(max(a, b) for a, b in zip(array.shape, size, strict=True)), (0, 0, 0))
+            return padded[tuple(slice(at, at + side) for at, side in zip(start, size, strict=True))]
+
+        axes = [_new_voxels(have, side, at) for have, side, at in zip(patch.image.shape, size, start, strict=True)]
+        valid = axes[0][:, None, None] & axes[1][:, None] & axes[2]
+        return {**self._row(index, cut), "valid": valid}
+
+    def _row(self, index: int, cut: "object") -> Batch:
+        patch = self.patches[index]
+        row = {
+            "image": cut(patch.image).astype(self._image_dtype, copy=False),
+            "low": np.float32(patch.low),
+            "high": np.float32(patch.high),
+            "sample": np.int32(self.first_sample + index),
+        }
+        if patch.target is not None:
+            row["target"] = cut(patch.target).astype(self._target_dtype, copy=False)
+        if patch.label >= 0:
+            row["label"] = np.int32(patch.label)
+        return row
+
+    def windows(self) -> list[tuple[int, Size]]:
+        """Patch and start of every window, patch after patch."""
+        return [
+            (index, start)
+            for index, patch in enumerate(self.patches)
+            for start in itertools.product(
+                *(_starts(have, side) for have, side in zip(patch.image.shape, self.patch_size, strict=True))
+            )
+        ]
+
+
+def _starts(have: int, side: int) -> list[int]:
+    """Starts of windows that cover an axis: side by side, the last one moved back to the end."""
+    last = max(have - side, 0)
+    return sorted({*range(0, last + 1, side), last})
+
+
+def _new_voxels(have: int, side: int, start: int) -> np.ndarray:
+    """Along one axis of a window: voxels of the patch, not of its padding, that no earlier window has."""
+    if have <= side:
+        before = (side - have) // 2
+        place = np.arange(side)
+        return (place >= before) & (place < before + have)
+    earlier = [other + side for other in _starts(have, side) if other < start]
+    return np.arange(start, start + side) >= max(earlier, default=0)
+
+
+def training_batches(
+    source: LabelledSource,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    prefetch: int = 4,
+) -> Iterator[Batch]:
+    """This process's rows of each global batch from a step on, without end: random crops in a new order each epoch.
+
+    A batch holds image (B, Z, Y, X), low, high (B,) float32, sample (B,) int32, and where the patches have them
+    target (B, Z, Y, X) and label (B,) int32.
+    """
+    block = _block(batch_size, process_index, process_count)
+
+    def draw(index: int, rng: np.random.Generator) -> tuple[int, tuple[float, ...]]:
+        return int(index), tuple(float(u) for u in rng.random(3))
+
+    def assemble(plan: Sequence[tuple[int, tuple[float, float, float]]]) -> Batch:
+        return _stack([source.crop(index, corner) for index, corner in plan[block]])
+
+    plans = grain.MapDataset.range(len(source.patches)).seed(seed).shuffle().repeat(None).random_map(draw)
+    batches = plans.batch(batch_size, batch_fn=list).slice(slice(start_step, None)).map(assemble)
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)))
+
+
+class WindowBatches:
+    """The windows of all patches in a fixed order, this process's rows; can be gone through again and again.
+
+    Beside the keys of training batches: `weight` (B,) float32, 0 where the last window stands in to fill up the
+    last batch, and `valid` (B, Z, Y, X) bool, True once for every voxel of every patch.
+    """
+
+    def __init__(
+        self, source: LabelledSource, *, batch_size: int, process_index: int = 0, process_count: int = 1
+    ) -> None:
+        self._source, self._windows = source, source.windows()
+        self._batch_size, self._block = batch_size, _block(batch_size, process_index, process_count)
+
+    def __len__(self) -> int:
+        return -(-len(self._windows) // self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for first in range(0, len(self._windows), self._batch_size):
+            rows = np.arange(first, first + self._batch_size)[self._block]
+            places = np.minimum(rows, len(self._windows) - 1)
+            batch = _stack([self._source.window(*self._windows[place]) for place in places])
+            yield {**batch, "weight": (rows < len(self._windows)).astype(np.float32)}
+
+
+def _stack(rows: Sequence[Batch]) -> Batch:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _block(batch_size: int, process_index: int, process_count: int) -> slice:
+    if batch_size % process_count:
+        raise LabelledDataError(
+            f"train.batch_size: {batch_size} cannot be shared by {process_count} processes; use a multiple"
+        )
+    local = batch_size // process_count
+    return slice(process_index * local, (process_index + 1) * local)
