@@ -81,10 +81,7 @@ def infer_swin_unetr(state: Mapping[str, np.ndarray]) -> dict[str, object]:
         ValueError: the state is not a Swin UNETR's.
     """
     try:
-        tables = [
-            state[f"swinViT.layers{i + 1}.0.blocks.0.attn.relative_position_bias_table"].shape
-            for i in range(4)
-        ]
+        tables = [state[f"swinViT.layers{i + 1}.0.blocks.0.attn.relative_position_bias_table"].shape for i in range(4)]
         feature_size = int(state["swinViT.patch_embed.proj.weight"].shape[0])
         out_channels = int(state["out.conv.conv.weight"].shape[0])
     except KeyError as error:
@@ -157,9 +154,7 @@ def to_torch(variables: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
 
 
 def _index_keys(depths: tuple[int, ...]) -> list[str]:
-    return [
-        f"swinViT.layers{i + 1}.0.blocks.{j}.{INDEX}" for i, depth in enumerate(depths) for j in range(depth)
-    ]
+    return [f"swinViT.layers{i + 1}.0.blocks.{j}.{INDEX}" for i, depth in enumerate(depths) for j in range(depth)]
 
 
 def _put(tree: dict, path: str, value: np.ndarray) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from lsmfm_jax.models.precision import widen
 
 # Scores held at one time. On a CPU they should stay in the cache, which is five times faster than going
-# through memory. Elsewhere the limit bounds memory (1 GiB of float32) and keeps tensors far below 2**31 elements.
+# through memory. Elsewhere the limit bounds memory (1 GiB of float32) and keeps tensors below 2**31 elements.
 CPU_SCORES = 2**18
 DEVICE_SCORES = 2**28
 REGIONS = 8  # within one window: each axis may be cut once
@@ -34,8 +34,8 @@ def attend(
         key: as the query.
         value: as the query.
         bias: added to the scores of every window, queries before keys.
-        regions: a number from 0 to 7 for each token; pairs whose numbers differ get -100 added to their score.
-            None means that all are of one region.
+        regions: a number from 0 to 7 for each token; pairs whose numbers differ get -100 added to their
+            score. None means that all are of one region.
     """
     return _forward(query, key, value, bias, regions)[0]
 
@@ -69,9 +69,7 @@ def _chunks(shape: tuple[int, ...], limit: int) -> int:
     """Into how many equal chunks the windows are split so that one chunk's scores stay within the limit."""
     windows, batch, heads, tokens, _ = shape
     one = batch * heads * tokens * tokens
-    return next(
-        n for n in range(1, windows + 1) if windows % n == 0 and (one * windows // n <= limit or n == windows)
-    )
+    return next(n for n in range(1, windows + 1) if windows % n == 0 and (one * windows // n <= limit or n == windows))
 
 
 def _split(value: Array | None, chunks: int) -> Array | None:
@@ -82,8 +80,8 @@ def _scores(query: Array, key: Array, bias: Array, regions: Array | None) -> Arr
     scores = jnp.einsum("wbhqd,wbhkd->wbhqk", query, key, preferred_element_type=bias.dtype) + bias
     if regions is None:
         return scores
-    # As a product, with -100 or 0 its one non-zero term, it is computed once; a comparison would be fused into each
-    # of its uses and repeated for each head.
+    # As a product, whose one non-zero term is exact, the mask is computed once; a comparison would be fused into
+    # each of its uses and repeated for each head.
     member = (regions[..., None] == jnp.arange(REGIONS)).astype(bias.dtype)
     mask = jnp.einsum("wqr,wkr->wqk", member, FORBIDDEN * (1 - member))
     return scores + mask[:, None, None]
@@ -98,9 +96,7 @@ def _forward_windows(query, key, value, bias, regions, *, limit):
         top = scores.max(-1, keepdims=True)
         weights = jnp.exp(scores - top)
         norm = weights.sum(-1, keepdims=True)
-        out = jnp.einsum(
-            "wbhqk,wbhkd->wbhqd", weights.astype(value.dtype), value, preferred_element_type=bias.dtype
-        )
+        out = jnp.einsum("wbhqk,wbhkd->wbhqd", weights.astype(value.dtype), value, preferred_element_type=bias.dtype)
         return (out / norm).astype(value.dtype), top + jnp.log(norm)
 
     chunks = _chunks(query.shape, limit)
@@ -133,7 +129,5 @@ def _backward_windows(query, key, value, bias, regions, total, inner, gradient, 
     if chunks == 1:
         gradient_bias, gradients = step(jnp.zeros_like(bias), operands)
         return *gradients, gradient_bias
-    gradient_bias, gradients = jax.lax.scan(
-        step, jnp.zeros_like(bias), tuple(_split(x, chunks) for x in operands)
-    )
+    gradient_bias, gradients = jax.lax.scan(step, jnp.zeros_like(bias), tuple(_split(x, chunks) for x in operands))
     return *(x.reshape(query.shape) for x in gradients), gradient_bias

@@ -30,7 +30,7 @@ class SwinUNETR(nn.Module):
         depths: transformer blocks of each of the four stages.
         num_heads: attention heads of each stage.
         window: attention window along each axis, in tokens.
-        merging: "corrected", or "duplicated" for weights trained with MONAI up to 1.4.0, as the published ones.
+        merging: "corrected", or "duplicated" for weights trained with MONAI up to 1.4.0 (the published ones).
         dtype: compute dtype; parameters, norm arithmetic and softmax are float32.
     """
 

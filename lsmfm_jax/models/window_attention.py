@@ -83,9 +83,7 @@ def relative_position_index(window: int) -> Int[np.ndarray, "n n"]:
     return (offset @ np.array([side * side, side, 1])).astype(np.int32)
 
 
-def partition_windows(
-    x: Float[Array, "b z y x c"], plan: WindowPlan, heads: int
-) -> Float[Array, "w b h n d"]:
+def partition_windows(x: Float[Array, "b z y x c"], plan: WindowPlan, heads: int) -> Float[Array, "w b h n d"]:
     """Pad, roll and cut a map into windows of tokens in raster order, and its channels into heads."""
     if any(plan.padding):
         x = jnp.pad(x, ((0, 0), *((0, p) for p in plan.padding), (0, 0)))
@@ -109,14 +107,12 @@ def merge_windows(x: Float[Array, "w b h n d"], plan: WindowPlan) -> Float[Array
     return x[:, : size[0], : size[1], : size[2]]
 
 
-def relative_position_bias(
-    table: Float[Array, "rows heads"], *, window: int, tokens: int
-) -> Float[Array, "heads n n"]:
+def relative_position_bias(table: Float[Array, "rows heads"], *, window: int, tokens: int) -> Float[Array, "heads n n"]:
     """Spread the bias table over the pairs of the first `tokens` tokens of a full window.
 
-    The table is a Toeplitz kernel along each axis, so the spread is three small matrix products: on a GPU their
-    gradient is deterministic, that of a gather is not. A window shrunk to its map takes the corner of the *full*
-    window's pairs, not those of its own geometry: so did the networks whose weights we load (MONAI).
+    The table is a Toeplitz kernel along each axis, so the spread is three small matrix products: on a GPU
+    their gradient is deterministic, that of a gather is not. A window shrunk to its map takes the corner of the
+    *full* window's pairs, not those of its own geometry: so did the networks whose weights we load (MONAI).
     """
     heads, side = table.shape[1], 2 * window - 1
     position = np.arange(window)
