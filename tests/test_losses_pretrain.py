@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from scipy.special import logsumexp, softmax
 
 from lsmfm_jax.losses.linear_tail import inverse_norms, mean_normalised_features, rows_per_slab
@@ -61,9 +63,7 @@ def test_distillation_equals_the_plain_form_with_its_gradients(tail):
     cotangent = jnp.asarray([0.3, -0.7])
 
     def ours(student, student_tail, teacher, teacher_tail, slab_voxels):
-        sums = distillation(
-            student, student_tail, teacher, teacher_tail, mask, **TEMPERATURES, slab_voxels=slab_voxels
-        )
+        sums = distillation(student, student_tail, teacher, teacher_tail, mask, **TEMPERATURES, slab_voxels=slab_voxels)
         return jnp.sum(sums.divergence * cotangent)
 
     def plain(student, student_tail):
@@ -149,9 +149,7 @@ def test_bfloat16_features_have_the_norm_that_is_computed_for_them():
     values, (kernel, bias) = inputs["student"].astype(jnp.bfloat16), inputs["student_tail"]
     rounded = np.asarray(kernel.astype(jnp.bfloat16), np.float64)
     dense = np.asarray(values, np.float64) @ rounded + np.asarray(bias, np.float64)
-    np.testing.assert_allclose(
-        inverse_norms(values, (kernel, bias)) * np.linalg.norm(dense, axis=-1), 1, 1e-5
-    )
+    np.testing.assert_allclose(inverse_norms(values, (kernel, bias)) * np.linalg.norm(dense, axis=-1), 1, 1e-5)
 
 
 def test_the_dense_features_are_never_made():
@@ -160,14 +158,33 @@ def test_the_dense_features_are_never_made():
     mask = jax.ShapeDtypeStruct((1, 16, 16, 16), jnp.bool_)
 
     def loss(student, student_tail, teacher, teacher_tail, mask):
-        sums = distillation(
-            student, student_tail, teacher, teacher_tail, mask, **TEMPERATURES, slab_voxels=256
-        )
+        sums = distillation(student, student_tail, teacher, teacher_tail, mask, **TEMPERATURES, slab_voxels=256)
         return sums.divergence.sum() + mean_normalised_features(student, student_tail).sum()
 
     step = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(values, tail, values, tail, mask).compile()
     full = 16**3 * 256 * 4
     assert step.memory_analysis().temp_size_in_bytes < full
+
+
+def test_a_mesh_over_batch_and_depth_needs_no_gather():
+    mesh = jax.make_mesh((2, 2), ("data", "depth"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:4])
+    voxels, whole = NamedSharding(mesh, P("data", "depth")), NamedSharding(mesh, P())
+    inputs = make_inputs(True)
+
+    def loss(student, student_tail, teacher, teacher_tail, mask):
+        sums = distillation(student, student_tail, teacher, teacher_tail, mask, **TEMPERATURES, slab_voxels=40)
+        return sums.divergence.sum() + (mean_normalised_features(student, student_tail) ** 2).sum()
+
+    gradient = jax.value_and_grad(loss, argnums=(0, 1))
+    shardings = (voxels, whole, voxels, whole, voxels)
+    sharded = jax.jit(gradient, in_shardings=shardings).lower(*inputs.values()).compile()
+    text = sharded.as_text()
+    assert "all-reduce" in text
+    assert "all-gather" not in text
+    assert "all-to-all" not in text
+    got = sharded(*(jax.device_put(leaf, place) for leaf, place in zip(inputs.values(), shardings, strict=True)))
+    for ours, alone in zip(jax.tree.leaves(got), jax.tree.leaves(gradient(*inputs.values())), strict=True):
+        np.testing.assert_allclose(ours, alone, atol=1e-5 * np.abs(alone).max())
 
 
 def test_slabs_are_the_largest_divisor_that_fits():
