@@ -1,13 +1,136 @@
 """Classification: the encoder's deepest map, its mean over voxels, one linear layer (paper, section 3)."""
 
-from collections.abc import Callable
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
 
-from lsmfm_jax.tasks.finetuning import Network, backbone_of, pooled_head
-from lsmfm_jax.train.task import PyTree
+from lsmfm_jax.augment import augment
+from lsmfm_jax.losses.classify import class_weights
+from lsmfm_jax.metrics.classification import classification_scores, confusion_matrix
+from lsmfm_jax.tasks.finetune_pictures import draw_classes
+from lsmfm_jax.tasks.finetune_rows import (
+    as_task,
+    equal_shares,
+    first_rows,
+    real_rows,
+    sample_keys,
+    scaled_images,
+    sums_by_sample,
+)
+from lsmfm_jax.tasks.finetuning import Network, backbone_of, init_linear, pooled_head
+from lsmfm_jax.tasks.inputs import augment_settings
+from lsmfm_jax.train.optim import leaf_path
+from lsmfm_jax.train.task import Local, PyTree, Rows, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class _Classification:
+    config: ConfigDict
+    network: Network
+    encoder: str
+    classes: tuple[str, ...]
+    class_weights: tuple[float, ...]
+
+    def init(self, key: Array) -> tuple[PyTree, PyTree]:
+        """Fresh parameters and batch statistics; the decoder is kept beside, so that the run can start others."""
+        first, second = jax.random.split(key)
+        size = tuple(self.config.data.patch_size)
+        backbone, statistics = self.network.init(first, size)
+
+        def deepest(params: PyTree) -> Array:
+            volume = jnp.zeros((1, *size, 1))
+            return self.network.trunk({"backbone": params}, {"backbone": statistics}, volume).stages[-1]
+
+        width = jax.eval_shape(deepest, backbone).shape[-1]
+        head = init_linear(second, width, len(self.classes))
+        return {"backbone": backbone, "head": head}, {"backbone": statistics}
+
+    def prepare(self, batch: Rows, key: Array, step: Array) -> Rows:
+        """Scales and augments a batch, and weighs its samples by their class."""
+        settings = augment_settings(self.config.augment)
+        image = augment(scaled_images(batch), sample_keys(key, batch), settings=settings)
+        weight = jnp.asarray(self.class_weights)[batch["label"]]
+        # Over the whole batch, so that micro-batches add up to it.
+        return {
+            "image": image,
+            "label": batch["label"],
+            "share": weight / jnp.sum(weight),
+            "count": equal_shares(batch),
+        }
+
+    def local(self, params: PyTree, batch_stats: PyTree, teacher: PyTree, rows: Rows, step: Array) -> Local:
+        """The loss of a micro-batch."""
+        trunk, changed = self.network.training_trunk(params, batch_stats, rows["image"], step)
+        logits = pooled_head(params["head"], trunk)
+        loss = jnp.sum(rows["share"] * _cross_entropies(logits, rows["label"]))
+        # The decoder is not used: its statistics rest, and with them its whole computation is left out.
+        statistics = jax.tree_util.tree_map_with_path(
+            lambda path, new, old: new if re.search(self.encoder, leaf_path(path)) else old,
+            changed,
+            batch_stats["backbone"],
+        )
+        right = jnp.sum(rows["count"] * (jnp.argmax(logits, axis=1) == rows["label"]))
+        return Local(loss, {**batch_stats, "backbone": statistics}, {"accuracy": right}, None)
+
+    def evaluate(self, params: PyTree, batch_stats: PyTree, teacher: PyTree, batch: Rows) -> PyTree:
+        """Probabilities of the classes for each window."""
+        logits = pooled_head(params["head"], self.network.trunk(params, batch_stats, scaled_images(batch)))
+        return {
+            "probability": jax.nn.softmax(logits),
+            "loss": _cross_entropies(logits, batch["label"]),
+            "label": batch["label"],
+            "weight": batch["weight"],
+            "sample": batch["sample"],
+        }
+
+    def summarise(self, outputs: list[PyTree]) -> dict[str, float]:
+        """Accuracy and macro F1 over patches, whose windows vote by mean probability; the windows' mean loss."""
+        rows = real_rows(outputs)
+        _, first = np.unique(rows["sample"], return_index=True)
+        predicted = np.argmax(sums_by_sample(rows, "probability"), axis=1)
+        matrix = confusion_matrix(rows["label"][first], predicted, classes=len(self.classes))
+        return {**classification_scores(matrix), "loss": float(np.mean(rows["loss"]))}
+
+    def picture(self, params: PyTree, batch_stats: PyTree, teacher: PyTree, batch: Rows) -> PyTree:
+        """Input, class and probabilities of the first windows of a batch."""
+        batch = first_rows(batch, self.config.train.pictures_count)
+        image = scaled_images(batch)
+        logits = pooled_head(params["head"], self.network.trunk(params, batch_stats, image))
+        return {
+            "image": image[..., 0],
+            "label": batch["label"],
+            "prediction": jax.nn.softmax(logits),
+            "weight": batch["weight"],
+        }
+
+
+def _cross_entropies(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
+
+
+def classification_task(
+    config: ConfigDict, network: Network, *, encoder: str, classes: Sequence[str], counts: Sequence[int]
+) -> Task:
+    """The functions of classification.
+
+    Args:
+        config: of task `classify`.
+        network: the backbone.
+        encoder: regular expression of the parameters that are used, in paths below the backbone.
+        classes: names, in the order of their numbers.
+        counts: training patches of each class.
+    """
+    weights = class_weights(np.asarray(counts), method=config.loss.class_weights, beta=config.loss.effective_beta)
+    parts = _Classification(config, network, encoder, tuple(classes), tuple(float(weight) for weight in weights))
+    return as_task(parts, functools.partial(draw_classes, classes=tuple(classes)))
 
 
 def build_classifier(

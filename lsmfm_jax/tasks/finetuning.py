@@ -148,8 +148,3 @@ def pooled_head(head: Mapping[str, Array], trunk: Trunk) -> Float[Array, "b k"]:
     """A linear layer on the mean over voxels of the deepest map, float32."""
     mean = jnp.mean(trunk.stages[-1].astype(jnp.float32), axis=(1, 2, 3))
     return jnp.matmul(mean, head["kernel"], precision=jax.lax.Precision.HIGHEST) + head["bias"]
-
-
-def sample_keys(key: Array, count: int) -> Array:
-    """A key for each row of the global batch."""
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(count))
