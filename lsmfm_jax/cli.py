@@ -281,7 +281,9 @@ def _train(options: argparse.Namespace) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     from lsmfm_jax.predict.run import Settings, predict
+    from lsmfm_jax.train.compilation import start_devices
 
+    say = start_devices()
     predict(
         options.checkpoint,
         options.inputs,
@@ -291,6 +293,7 @@ def _predict(options: argparse.Namespace) -> int:
         flips=options.tta,
         label_dir=options.label_dir,
         overwrite=options.overwrite,
+        say=say,
     )
     return 0
 

@@ -58,7 +58,9 @@ def find_cases(
             files.append(path)
         else:
             raise PredictionError(f"{path}: no such file or folder; name image files or folders of them")
-    labels = masks_in(label_dir)[0] if label_dir else None
+    labels = None
+    if label_dir is not None:
+        labels = _sharp_volumes(label_dir) if task == "deblur" else masks_in(label_dir)[0]
     cases: dict[str, Case] = {}
     for path in files:
         name = stem(path)
@@ -90,6 +92,13 @@ def _images_in(folder: pathlib.Path, task: str) -> tuple[list[pathlib.Path], lis
             f"{', '.join(_NO_IMAGES)}"
         )
     return images, [path for path in files if path not in images]
+
+
+def _sharp_volumes(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    if not folder.is_dir():
+        raise PredictionError(f"--label-dir {folder}: not a folder; name the one that holds the sharp volumes")
+    files = sorted(path for path in folder.iterdir() if path.name.lower().endswith(SUFFIXES))
+    return {stem(path): path for path in files if not stem(path).endswith((BLURRED, *_NO_IMAGES))}
 
 
 def _truth(
