@@ -64,7 +64,7 @@ def test_wrong_checkpoints_are_refused_by_name(golden):
         from_lightning({k: v for k, v in state.items() if k != "text_encoder.pooler.dense.bias"}, text_heads=4)
     with pytest.raises(ValueError, match=r"no tensors of \['teacher_encoder'\]"):
         from_lightning({k: v for k, v in state.items() if not k.startswith("teacher")}, text_heads=4)
-    with pytest.raises(ValueError, match="num_heads"):
+    with pytest.raises(ValueError, match="text_heads is None"):
         from_lightning(state)
 
 

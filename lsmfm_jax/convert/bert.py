@@ -40,9 +40,7 @@ def infer_bert(state: Mapping[str, np.ndarray], *, num_heads: int | None = None)
     vocab_size, hidden = params["embeddings"]["word"].shape
     heads = num_heads if num_heads is not None else max(hidden // 64, 1)
     if hidden % heads or (num_heads is None and hidden % 64):
-        raise ValueError(
-            f"num_heads is {num_heads}: the text encoder is {hidden} wide, give a number that divides it"
-        )
+        raise ValueError(f"text_heads is {num_heads}: the text encoder is {hidden} wide, give a number that divides it")
     return BertConfig(
         vocab_size=vocab_size,
         hidden_size=hidden,
