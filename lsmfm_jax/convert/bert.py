@@ -31,7 +31,7 @@ def infer_bert(state: Mapping[str, np.ndarray], *, num_heads: int | None = None)
 
     Args:
         state: of a PyTorch `BertModel`.
-        num_heads: the weights do not tell it; None takes 64 channels a head, as every published BERT has.
+        num_heads: the weights do not tell it; None takes 64 channels a head, as in bert-base.
 
     Raises:
         ValueError: `num_heads` does not divide the width, or is needed because 64 does not.
