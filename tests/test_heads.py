@@ -14,9 +14,7 @@ SHAPE, TRUNK, DENSE = (1, 4, 5, 6), 3, 7
 @pytest.fixture(scope="module")
 def trunk():
     rng = np.random.default_rng(0)
-    return tuple(
-        jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((*SHAPE, TRUNK), (TRUNK, DENSE), (DENSE,))
-    )
+    return tuple(jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((*SHAPE, TRUNK), (TRUNK, DENSE), (DENSE,)))
 
 
 def test_decoder_behind_a_tail_equals_the_decoder_of_dense_features(trunk):
@@ -56,10 +54,7 @@ def test_decoder_equals_scipy(trunk):
         hidden = np.stack(
             [
                 bias[c]
-                + sum(
-                    correlate(hidden[..., f], kernel[..., f, c], mode="constant")
-                    for f in range(kernel.shape[3])
-                )
+                + sum(correlate(hidden[..., f], kernel[..., f, c], mode="constant") for f in range(kernel.shape[3]))
                 for c in range(kernel.shape[4])
             ],
             axis=-1,

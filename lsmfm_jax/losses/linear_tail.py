@@ -25,9 +25,7 @@ def dense_features(values: Float[Array, "*n f"], tail: Tail | None) -> Float[Arr
     if tail is None:
         return values.astype(jnp.float32)
     kernel, bias = tail
-    product = jnp.matmul(
-        values, kernel.astype(values.dtype), precision=EXACT, preferred_element_type=jnp.float32
-    )
+    product = jnp.matmul(values, kernel.astype(values.dtype), precision=EXACT, preferred_element_type=jnp.float32)
     return product + bias.astype(jnp.float32)
 
 
@@ -75,9 +73,7 @@ def rows_per_slab(shape: tuple[int, int, int], slab_voxels: int) -> int:
     Slabs run along Y and keep B and Z whole, so a mesh may shard either without a gather.
     """
     depth, height, width = shape
-    fitting = (
-        rows for rows in range(1, height + 1) if height % rows == 0 and depth * rows * width <= slab_voxels
-    )
+    fitting = (rows for rows in range(1, height + 1) if height % rows == 0 and depth * rows * width <= slab_voxels)
     return max(fitting, default=1)
 
 
@@ -88,9 +84,7 @@ def split_rows(array: Array, rows: int) -> Array:
     return jnp.moveaxis(slabs, 2, 0)
 
 
-def normalised_log_softmax(
-    values: Float[Array, "*n f"], tail: Tail | None, temperature: float
-) -> Float[Array, "*n d"]:
+def normalised_log_softmax(values: Float[Array, "*n f"], tail: Tail | None, temperature: float) -> Float[Array, "*n d"]:
     """Log of softmax over channels of L2-normalised dense features divided by `temperature`, float32."""
     scale = inverse_norms(values, tail) / temperature
     return jax.nn.log_softmax(dense_features(values, tail) * scale[..., None], axis=-1)

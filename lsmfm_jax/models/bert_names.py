@@ -27,12 +27,8 @@ def torch_names(num_layers: int) -> dict[str, tuple[str, bool]]:
     dense = [("pooler", "pooler.dense")]
     norms = [("embeddings/norm", "embeddings.LayerNorm")]
     for layer in range(num_layers):
-        dense += [
-            (f"layer_{layer}/{ours}", f"encoder.layer.{layer}.{theirs}") for ours, theirs in _LAYER_DENSE
-        ]
-        norms += [
-            (f"layer_{layer}/{ours}", f"encoder.layer.{layer}.{theirs}") for ours, theirs in _LAYER_NORM
-        ]
+        dense += [(f"layer_{layer}/{ours}", f"encoder.layer.{layer}.{theirs}") for ours, theirs in _LAYER_DENSE]
+        norms += [(f"layer_{layer}/{ours}", f"encoder.layer.{layer}.{theirs}") for ours, theirs in _LAYER_NORM]
     for ours, theirs in dense:
         names[f"{ours}/kernel"] = (f"{theirs}.weight", True)
         names[f"{ours}/bias"] = (f"{theirs}.bias", False)

@@ -32,9 +32,7 @@ class ConvAfterTail(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, values: Float[Array, "b z y x f"], tail: Tail | None = None
-    ) -> Float[Array, "b z y x c"]:
+    def __call__(self, values: Float[Array, "b z y x f"], tail: Tail | None = None) -> Float[Array, "b z y x c"]:
         """Convolve the dense features of a trunk."""
         width = values.shape[-1] if tail is None else tail[0].shape[-1]
         init = uniform_fan_in(27 * width)
@@ -62,9 +60,7 @@ class LightDecoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, values: Float[Array, "b z y x f"], tail: Tail | None = None
-    ) -> Float[Array, "b z y x 1"]:
+    def __call__(self, values: Float[Array, "b z y x f"], tail: Tail | None = None) -> Float[Array, "b z y x 1"]:
         """Predict intensities from a trunk's values and tail (None: the values are the dense features)."""
         hidden = nn.relu(ConvAfterTail(64, self.dtype, name="conv_0")(values, tail))
         hidden = nn.relu(Conv(32, 3, dtype=self.dtype, name="conv_1")(hidden))

@@ -66,9 +66,7 @@ class BertConfig:
 
 def _layer_norm(config: BertConfig, name: str) -> nn.LayerNorm:
     # Two-pass variance in float32: with an epsilon of 1e-12 the one-pass form can go negative.
-    return nn.LayerNorm(
-        epsilon=config.layer_norm_epsilon, dtype=jnp.float32, use_fast_variance=False, name=name
-    )
+    return nn.LayerNorm(epsilon=config.layer_norm_epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
 
 
 def _dense(features: int, dtype: Any, name: str) -> nn.Dense:
@@ -86,9 +84,7 @@ class Embeddings(nn.Module):
         config, init = self.config, nn.initializers.normal(0.02)
         length = tokens.shape[1]
         if length > config.max_positions:
-            raise ValueError(
-                f"captions of {length} tokens, but this BERT has {config.max_positions} positions"
-            )
+            raise ValueError(f"captions of {length} tokens, but this BERT has {config.max_positions} positions")
         word = self.param("word", init, (config.vocab_size, config.hidden_size))
         position = self.param("position", init, (config.max_positions, config.hidden_size))
         token_type = self.param("token_type", init, (config.token_types, config.hidden_size))
@@ -239,9 +235,7 @@ def load_text_tower(name_or_directory: str | pathlib.Path) -> LoadedText:
     }
     for key, value in found.items():
         if value != getattr(config, key):
-            raise ValueError(
-                f"{directory}: config.json says {key} {getattr(config, key)}, the weights say {value}"
-            )
+            raise ValueError(f"{directory}: config.json says {key} {getattr(config, key)}, the weights say {value}")
     # Imported late: transformers takes seconds to import, and image-only runs never need it.
     from transformers import AutoTokenizer
 
@@ -254,9 +248,7 @@ def _encoder_state(directory: pathlib.Path) -> dict[str, np.ndarray]:
 
     file = directory / "model.safetensors"
     if not file.is_file():
-        raise FileNotFoundError(
-            f"{file} is missing: save the model as safetensors (pickled weights are not read)"
-        )
+        raise FileNotFoundError(f"{file} is missing: save the model as safetensors (pickled weights are not read)")
     state = {}
     for key, value in load_file(file).items():
         # Pre-training heads and a stored arange are no part of the encoder; the oldest published files hold

@@ -71,17 +71,13 @@ def build_tiny_bert(
     return out_dir
 
 
-def _write_tokenizer(
-    out_dir: pathlib.Path, captions: list[str], *, vocab_size: int, max_positions: int
-) -> int:
+def _write_tokenizer(out_dir: pathlib.Path, captions: list[str], *, vocab_size: int, max_positions: int) -> int:
     """Learn and write the tokenizer; returns the size of its vocabulary."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     counts = collections.Counter(
-        word
-        for caption in captions
-        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(caption))
+        word for caption in captions for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(caption))
     )
     words = _vocabulary(counts, vocab_size)
     vocabulary = {word: index for index, word in enumerate(words)}
@@ -89,9 +85,7 @@ def _write_tokenizer(
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = processors.BertProcessing(
-        ("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"])
-    )
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"]))
     tokenizer.save(str(out_dir / "tokenizer.json"))
     (out_dir / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     settings = {

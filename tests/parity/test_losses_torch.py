@@ -43,9 +43,7 @@ def close(ours, theirs, tolerance=1e-5):
 
 @pytest.mark.parametrize("temperatures", [(0.1, 0.1), (0.025, 0.1)])
 def test_distillation_and_image_vector_equal_pytorch(temperatures):
-    student, teacher, kernel, bias = arrays(
-        (BATCH, *SIDE, TRUNK), (BATCH, *SIDE, TRUNK), (TRUNK, DENSE), (DENSE,)
-    )
+    student, teacher, kernel, bias = arrays((BATCH, *SIDE, TRUNK), (BATCH, *SIDE, TRUNK), (TRUNK, DENSE), (DENSE,))
     mask = np.random.default_rng(1).random((BATCH, *SIDE)) < 0.3
 
     def dense(values, kernel, bias):
@@ -54,9 +52,7 @@ def test_distillation_and_image_vector_equal_pytorch(temperatures):
     values, weight, offset = leaf(to_torch_layout(student)), leaf(kernel), leaf(bias)
     normalised = functional.normalize(dense(values, weight, offset), dim=1)
     with torch.no_grad():
-        target = functional.normalize(
-            dense(torch.from_numpy(to_torch_layout(teacher)), weight, offset), dim=1
-        )
+        target = functional.normalize(dense(torch.from_numpy(to_torch_layout(teacher)), weight, offset), dim=1)
         target = torch.softmax(target / temperatures[1], dim=1)
     divergence = functional.kl_div(
         torch.log_softmax(normalised / temperatures[0], dim=1), target, reduction="none"
