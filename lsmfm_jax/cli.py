@@ -97,21 +97,22 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_training(commands: argparse._SubParsersAction) -> None:
-    pretrain = commands.add_parser(
-        "pretrain",
-        help="pretrain a backbone on stores of patches",
-        epilog="any key of the configuration: --config.train.batch_size=8, \"--config.data.stores=('A', 'B')\"",
-    )
-    pretrain.add_argument(
-        "--config", required=True, metavar="FILE[:VARIANT]", help="recipe, such as configs/*.py"
-    )
-    pretrain.add_argument(
-        "--workdir", required=True, type=pathlib.Path, help="run folder; continued if it has a run"
-    )
-    pretrain.add_argument(
-        "--allow-config-change", action="store_true", help="continue a run although its configuration differs"
-    )
-    pretrain.set_defaults(run=_train, tasks=("pretrain",), takes_overrides=True)
+    for name, tasks, what in (
+        ("pretrain", ("pretrain",), "pretrain a backbone on stores of patches"),
+        ("finetune", ("segment", "classify", "deblur"), "finetune on folders of labelled patches"),
+    ):
+        train = commands.add_parser(
+            name,
+            help=what,
+            epilog="any key of the configuration: --config.train.batch_size=8, --config.init_from=RUN, "
+            "\"--config.data.stores=('A', 'B')\"",
+        )
+        train.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="recipe, such as configs/*.py")
+        train.add_argument("--workdir", required=True, type=pathlib.Path, help="run folder; continued if it has a run")
+        train.add_argument(
+            "--allow-config-change", action="store_true", help="continue a run although its configuration differs"
+        )
+        train.set_defaults(run=_train, tasks=tasks, takes_overrides=True)
 
 
 def _add_predict(commands: argparse._SubParsersAction) -> None:

@@ -173,7 +173,7 @@ _LABELLED_DATA: Schema = {
     "volume_pattern": Key("", "regular expression whose first group in a patch's name is its volume; empty: by name"),
     "train_names": Key((), "names of the training patches, without ending; empty: by the split"),
     "validation_names": Key((), "names of the validation patches; empty: by the split"),
-    "few_shot": Key(0, "training patches drawn from those there are; 0: all", low=0),
+    "few_shot": Key(0, "training patches drawn from those there are, of each class; 0: all", low=0),
     "prefix": Key("", "only patches whose name starts with this"),
     "channels": Key((), "only patches whose name has _ch<n> with one of these numbers; empty: all", low=0),
     "patch_size": Key((96, 96, 96), "voxels Z, Y, X of a crop: random in training, windows in validation", low=8),

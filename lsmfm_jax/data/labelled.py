@@ -162,7 +162,7 @@ def choose_sides(
         train_names: names of the training patches, as in `LabelledFile.name` or without the folder; with these or
             `validation_names` both sides are as named, one volume on both sides included.
         validation_names: names of the validation patches.
-        few_shot: training patches drawn from those there are; 0 for all.
+        few_shot: training patches drawn from those there are, of each class; 0 for all.
 
     Raises:
         LabelledDataError: an unknown name, a patch on both sides, a volume on both sides that was not asked for,
@@ -185,10 +185,7 @@ def choose_sides(
     if not sides.train:
         raise LabelledDataError("data.train_names: (); name at least one training patch")
     if few_shot:
-        if few_shot > len(sides.train):
-            raise LabelledDataError(f"data.few_shot: {few_shot}; there are {len(sides.train)} training patches")
-        chosen = choose_few(rows_of(sides.train), count=few_shot, seed=seed)
-        sides = Sides(tuple(sides.train[index] for index in chosen), sides.validation)
+        sides = Sides(_few_of_each(sides.train, few_shot, seed=seed), sides.validation)
     return sides
 
 
@@ -230,6 +227,17 @@ def _drawn(found: Sequence[LabelledFile], *, validation_frac: float, seed: int, 
     rows = rows_of(found)
     split = split_by_volume(rows, seed=seed, validation_frac=validation_frac, by_file=by_file)
     return Sides(tuple(found[i] for i in split.train), tuple(found[i] for i in split.validation))
+
+
+def _few_of_each(files: Sequence[LabelledFile], count: int, *, seed: int) -> tuple[LabelledFile, ...]:
+    chosen = []
+    for class_name in sorted({file.class_name for file in files}):
+        of_class = [file for file in files if file.class_name == class_name]
+        if count > len(of_class):
+            of_what = f" of class {class_name}" if class_name else ""
+            raise LabelledDataError(f"data.few_shot: {count}; there are {len(of_class)} training patches{of_what}")
+        chosen += [of_class[index] for index in choose_few(rows_of(of_class), count=count, seed=seed)]
+    return tuple(chosen)
 
 
 def _by_name(files: Sequence[LabelledFile], names: Sequence[str]) -> tuple[LabelledFile, ...]:

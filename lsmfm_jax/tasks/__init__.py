@@ -2,7 +2,13 @@
 
 from collections.abc import Callable
 
+from lsmfm_jax.tasks.finetune_setup import finetuning_setup
 from lsmfm_jax.tasks.pretrain_setup import pretraining_setup
 from lsmfm_jax.train.run import Setup
 
-SETUPS: dict[str, Callable[..., Setup]] = {"pretrain": pretraining_setup}
+SETUPS: dict[str, Callable[..., Setup]] = {
+    "pretrain": pretraining_setup,
+    "segment": finetuning_setup,
+    "classify": finetuning_setup,
+    "deblur": finetuning_setup,
+}

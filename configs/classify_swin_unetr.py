@@ -1,0 +1,68 @@
+"""Classification with the SwinUNETR: the deepest map of the pretrained encoder, its mean, one linear layer.
+
+    lsmfm finetune --config configs/classify_swin_unetr.py --workdir RUN --config.data.folder=PATCHES \
+        --config.init_from=PRETRAINED
+
+`PATCHES` holds `<class>_patch_<n>....nii.gz` (or class folders, or a CSV).
+With `train/` and `val/` in it those are the sides, else volumes are drawn for validation.
+`PRETRAINED` is a run of `lsmfm pretrain` or a folder made by `lsmfm convert import`; the architecture is read from
+it. Without init_from the network starts from scratch.
+
+Variants (`configs/classify_swin_unetr.py:VARIANT`):
+    (none)   feature size 36, 35.1 M parameters
+    scratch  everything trains from the first step at one rate; give no init_from
+    probe    linear probe: the encoder rests to the end
+    tiny     for a CPU: feature size 12, 32-voxel crops
+
+Hardware: the full variants want a GPU with 16 GB or more (batch 8 of 96^3 voxels, bfloat16).
+The tiny variant takes minutes on 2 CPU cores.
+Expected: see the results section of README.md for what was measured, on which machine.
+"""
+
+from ml_collections import ConfigDict
+
+from lsmfm_jax.config import defaults
+from lsmfm_jax.config_files import unknown_variant
+
+VARIANTS = ("", "scratch", "probe", "tiny")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The recipe of one variant."""
+    if variant not in VARIANTS:
+        raise unknown_variant(variant, VARIANTS)
+    config = defaults("classify")
+    config.model.name = "swin_unetr"
+    config.model.out_channels = 512
+    config.optim.learning_rate = 1e-4
+    config.optim.weight_decay = 1e-5
+    config.encoder.rate_multiplier = 0.2
+    config.encoder.thaw_epochs = 5
+    config.encoder.bottleneck = "encoder"
+    config.train.batch_size = 8
+    config.train.epochs = 200
+    config.train.patience_epochs = 50
+    if variant == "probe":
+        config.encoder.frozen = True
+        config.optim.learning_rate = 1e-3
+    if variant == "scratch":
+        config.encoder.rate_multiplier, config.encoder.thaw_epochs = 1.0, 0
+    if variant == "tiny":
+        _tiny(config)
+    return config
+
+
+def _tiny(config: ConfigDict) -> None:
+    """Small enough for two CPU cores."""
+    config.model.dtype = "float32"
+    config.model.out_channels = 48
+    config.model.swin_unetr.feature_size = 12
+    config.model.swin_unetr.window = 4
+    config.data.patch_size = (32, 32, 32)
+    config.optim.learning_rate = 2e-3
+    config.encoder.thaw_epochs = 2
+    config.train.batch_size = 8
+    config.train.epochs = 20
+    config.train.validate_every_epochs = 2
+    config.train.pictures_every_epochs = 10
+    config.train.checkpoint_every_epochs = 10

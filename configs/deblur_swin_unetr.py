@@ -1,0 +1,66 @@
+"""Deblurring with the SwinUNETR: a residual from pretrained dense features, added to the blurred volume.
+
+    lsmfm finetune --config configs/deblur_swin_unetr.py --workdir RUN --config.data.folder=PATCHES \
+        --config.init_from=PRETRAINED
+
+`PATCHES` holds `<name>.nii.gz` and `<name>_blurred.nii.gz` (or sharp volumes alone, with blur.source made).
+With `train/` and `val/` in it those are the sides, else volumes are drawn for validation.
+`PRETRAINED` is a run of `lsmfm pretrain` or a folder made by `lsmfm convert import`; the architecture is read from
+it. Without init_from the network starts from scratch.
+
+Variants (`configs/deblur_swin_unetr.py:VARIANT`):
+    (none)   feature size 36, 35.1 M parameters
+    scratch  everything trains from the first step at one rate; give no init_from
+    made     blurs sharp volumes here: Gaussian of 2.5 voxels, noise of 2.5 counts
+    tiny     for a CPU: feature size 12, 32-voxel crops
+
+Hardware: the full variants want a GPU with 16 GB or more (batch 2 of 96^3 voxels, bfloat16).
+The tiny variant takes minutes on 2 CPU cores.
+Expected: see the results section of README.md for what was measured, on which machine.
+"""
+
+from ml_collections import ConfigDict
+
+from lsmfm_jax.config import defaults
+from lsmfm_jax.config_files import unknown_variant
+
+VARIANTS = ("", "scratch", "made", "tiny")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The recipe of one variant."""
+    if variant not in VARIANTS:
+        raise unknown_variant(variant, VARIANTS)
+    config = defaults("deblur")
+    config.model.name = "swin_unetr"
+    config.model.out_channels = 512
+    config.optim.learning_rate = 1e-4
+    config.optim.weight_decay = 1e-5
+    config.optim.schedule = "cosine"
+    config.encoder.rate_multiplier = 0.05
+    config.train.batch_size = 2
+    config.train.epochs = 500
+    config.train.patience_epochs = 50
+    if variant == "made":
+        config.blur.source = "made"
+    if variant == "scratch":
+        config.encoder.rate_multiplier, config.encoder.thaw_epochs = 1.0, 0
+    if variant == "tiny":
+        _tiny(config)
+    return config
+
+
+def _tiny(config: ConfigDict) -> None:
+    """Small enough for two CPU cores."""
+    config.model.dtype = "float32"
+    config.model.out_channels = 48
+    config.model.swin_unetr.feature_size = 12
+    config.model.swin_unetr.window = 4
+    config.data.patch_size = (32, 32, 32)
+    config.data.crops_per_patch = 4
+    config.optim.learning_rate = 1e-3
+    config.train.batch_size = 4
+    config.train.epochs = 20
+    config.train.validate_every_epochs = 2
+    config.train.pictures_every_epochs = 10
+    config.train.checkpoint_every_epochs = 10
