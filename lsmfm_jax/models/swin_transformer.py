@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -14,7 +13,6 @@ from lsmfm_jax.models.conv import uniform_fan_in
 from lsmfm_jax.models.precision import add_bias, widen
 from lsmfm_jax.models.window_attention import WindowAttention
 
-Merging = Literal["corrected", "duplicated"]
 # Which voxel (z, y, x) of each 2x2x2 block stands at which place of the concatenation. The duplicated order
 # is that of MONAI up to 1.4.0: two voxels appear twice and two never.
 MERGING_ORDER = {
@@ -77,7 +75,7 @@ class PatchMerging(nn.Module):
         dtype: compute dtype.
     """
 
-    form: Merging
+    form: str
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -114,7 +112,7 @@ class SwinStage(nn.Module):
     depth: int
     heads: int
     window: int
-    merging: Merging
+    merging: str
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -145,7 +143,7 @@ class SwinTransformer(nn.Module):
     depths: Sequence[int]
     num_heads: Sequence[int]
     window: int
-    merging: Merging
+    merging: str
     dtype: DTypeLike = jnp.float32
 
     @nn.compact

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from lsmfm_jax.models.backbone import Trunk
 from lsmfm_jax.models.precision import add_bias
-from lsmfm_jax.models.swin_transformer import MERGING_ORDER, Merging, SwinTransformer
+from lsmfm_jax.models.swin_transformer import MERGING_ORDER, SwinTransformer
 from lsmfm_jax.models.unetr_blocks import OutputLayer, ResidualBlock, UpsamplingBlock
 
 
@@ -39,7 +39,7 @@ class SwinUNETR(nn.Module):
     depths: Sequence[int] = (2, 2, 2, 2)
     num_heads: Sequence[int] = (3, 6, 12, 24)
     window: int = 7
-    merging: Merging = "corrected"
+    merging: str = "corrected"
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:

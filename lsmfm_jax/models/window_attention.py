@@ -166,5 +166,7 @@ class WindowAttention(nn.Module):
         query, key, value = (add_bias(part, b) for part, b in zip(parts, biases, strict=True))
         query = query * jnp.asarray((width // self.heads) ** -0.5, query.dtype)
         bias = relative_position_bias(table, window=self.window, tokens=math.prod(plan.window))
-        mixed = merge_windows(attend(query, key, value, bias, shift_regions(plan)), plan)
+        regions = shift_regions(plan)
+        regions = None if regions is None else jnp.asarray(regions)
+        mixed = merge_windows(attend(query, key, value, bias, regions), plan)
         return add_bias(mixed @ out_kernel.astype(self.dtype), out_bias)
