@@ -200,10 +200,11 @@ def _instructions(weights: Weights) -> list[str]:
         ]
     if _takes_in_head(weights):
         outputs = _head(weights)["bias"].size
+    merging = sizes.get("merging", "corrected")
     versions = {"corrected": "1.5 and later", "duplicated": "up to 1.4"}
     return [
         f"MONAI: SwinUNETR(in_channels=1, out_channels={outputs}, feature_size={sizes['feature_size']}, depths="
         f"{tuple(sizes['depths'])}, num_heads={tuple(sizes['num_heads'])}, window_size={sizes['window']})",
-        f"its patch merging is {sizes['merging']}, that of MONAI {versions[sizes['merging']]}: other versions "
-        "load these weights and give other outputs",
+        f"its patch merging is {merging}, that of MONAI {versions[merging]}: other versions load these weights and "
+        "give other outputs",
     ]

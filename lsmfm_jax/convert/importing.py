@@ -18,7 +18,7 @@ from lsmfm_jax.train.weights import write_weights
 
 MERGINGS = ("duplicated", "corrected")
 # What tells where a MONAI network begins in a state dict, whatever module it was wrapped in.
-_FIRST_KEY = re.compile(r"(.*?)(?:swinViT\.patch_embed\.|model\.0\.conv\.unit0\.conv\.)weight$")
+_FIRST_KEY = re.compile(r"(.*?)(?:swinViT\.patch_embed\.proj\.|model\.0\.conv\.unit0\.conv\.)weight$")
 # Our note in the files we export: what tensors do not tell.
 NOTE = "lsmfm_jax"
 
