@@ -224,8 +224,27 @@ def _drawn(found: Sequence[LabelledFile], *, validation_frac: float, seed: int, 
             f"{found[0].path} is the only patch: nothing is left to validate on. Add patches, or set "
             "data.validation_frac to 0 to train on it without validation"
         )
-    rows = rows_of(found)
-    split = split_by_volume(rows, seed=seed, validation_frac=validation_frac, by_file=by_file)
+    classes_of = {file.volume: set[str]() for file in found}
+    for file in found:
+        classes_of[file.volume].add(file.class_name)
+    if len({file.class_name for file in found}) == 1 or max(map(len, classes_of.values())) > 1:
+        return _split(found, validation_frac=validation_frac, seed=seed, by_file=by_file)
+    # Class by class, so that each is judged; a class of one volume can only train.
+    train: list[LabelledFile] = []
+    validation: list[LabelledFile] = []
+    for class_name in sorted({file.class_name for file in found}):
+        of_class = [file for file in found if file.class_name == class_name]
+        if len(of_class if by_file else {file.volume for file in of_class}) == 1:
+            train += of_class
+            continue
+        sides = _split(of_class, validation_frac=validation_frac, seed=seed, by_file=by_file)
+        train += sides.train
+        validation += sides.validation
+    return Sides(tuple(train), tuple(validation))
+
+
+def _split(found: Sequence[LabelledFile], *, validation_frac: float, seed: int, by_file: bool) -> Sides:
+    split = split_by_volume(rows_of(found), seed=seed, validation_frac=validation_frac, by_file=by_file)
     return Sides(tuple(found[i] for i in split.train), tuple(found[i] for i in split.validation))
 
 

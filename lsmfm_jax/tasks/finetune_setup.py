@@ -120,9 +120,7 @@ def _sides(config: ConfigDict, *, say: Say) -> Sides:
         known = {file.class_name for file in sides.train}
         strange = sorted({file.class_name for file in _find(config, root / "test")} - known)
         if strange:
-            say(
-                f"{root / 'test'} has classes without a training patch, never to be predicted: {', '.join(strange)}"
-            )
+            say(f"{root / 'test'} has classes without a training patch, never to be predicted: {', '.join(strange)}")
     return sides
 
 
@@ -229,6 +227,10 @@ def _record_split(sides: Sides, folder: pathlib.Path) -> None:
         side: [{"name": row.id, "volume": row.volume, "sha256": row.sha256} for row in rows_of(files)]
         for side, files in sides._asdict().items()
     }
+    names = {record["sha256"]: record["name"] for record in split["train"]}
+    twice = [f"{names[r['sha256']]} and {r['name']}" for r in split["validation"] if r["sha256"] in names]
+    if twice:
+        raise LabelledDataError(f"one file both trains and validates: {twice[0]}; keep it on one side")
     file = folder / "split.json"
     if file.exists() and json.loads(file.read_text()) != split:
         raise LabelledDataError(
