@@ -271,7 +271,7 @@ def test_deblurring_writes_counts_beyond_the_percentiles(runs, weights, tmp_path
     (row,) = rows_of(tmp_path / "out" / "predictions.csv")
     # The targets' range is 2.5 spans of the input wide.
     expected = psnr(blurred.astype(np.float64), sharp.astype(np.float64), data_range=2.5 * (high - low))
-    assert float(row["psnr_of_input"]) == pytest.approx(expected, abs=1e-2)
+    assert float(row["psnr_blurred"]) == pytest.approx(expected, abs=1e-2)
     assert row["truth"].endswith("c.nii.gz")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lsmfm_jax.data.captions import normalise_key
 from lsmfm_jax.data.sealed import TEMPORARY
 from lsmfm_jax.data.volumes import VolumeError, VolumeInfo, read_single, write_nifti
 from lsmfm_jax.metrics.image import image_scores
@@ -180,7 +181,7 @@ def _deblur(predictor: Predictor, case: Case, out: pathlib.Path, settings: Setti
         return ((counts.astype(np.float32) - low) / span - bottom) / (top - bottom)
 
     scores = image_scores(wide(sharp), wide(truth))
-    before = {f"{name}_of_input": value for name, value in image_scores(wide(image), wide(truth)).items()}
+    before = {f"{name}_blurred": value for name, value in image_scores(wide(image), wide(truth)).items()}
     return {**row, "truth": str(case.truth), **scores, **before}
 
 
@@ -216,8 +217,8 @@ def _class_of(case: Case, classes: Sequence[str]) -> str | None:
     """The class that a file's name or its folder's gives, if it is one of the run's."""
     named = re.match(r"(.+)_patch_\d+", case.path.name)
     for name in (named[1] if named else "", case.path.parent.name):
-        if name in classes:
-            return name
+        if normalise_key(name) in classes:
+            return normalise_key(name)
     return None
 
 
@@ -263,7 +264,7 @@ def _cell(value: Any) -> str:
 def _summary(case: Case, row: Row) -> str:
     told = [
         f"{name} {_cell(row[name])}"
-        for name in ("foreground_frac", "class", "truth", "dice", "psnr", "psnr_of_input", "ssim")
+        for name in ("foreground_frac", "class", "truth", "dice", "psnr", "psnr_blurred", "ssim")
         if name in row and not (name == "truth" and "class" not in row)
     ]
     return f"{case.path.name}: {', '.join(told)}"
