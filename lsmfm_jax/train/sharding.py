@@ -1,12 +1,16 @@
 """Where arrays live: a mesh of devices, and ordered path rules from parameters to mesh axes."""
 
+import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lsmfm_jax.train.optim import leaf_path
 
 PyTree = Any
 
@@ -15,9 +19,31 @@ BATCH_AXES = ("data", "fsdp")
 SMALLEST_SPLIT = 2**14
 
 
-def make_mesh(
-    *, data: int = -1, fsdp: int = 1, depth: int = 1, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+@dataclasses.dataclass(frozen=True)
+class SplitRule:
+    """How leaves whose path matches `pattern` (searched) are split over `fsdp`; the first rule wins.
+
+    Attributes:
+        pattern: regular expression.
+        axes: the axis that is split, first choice first; the next is taken where the devices do not divide it,
+            and a leaf with none left stays whole. No axes: never split.
+    """
+
+    pattern: str
+    axes: tuple[int, ...] = ()
+
+
+SPLIT_RULES = (
+    # One number or a few for each channel: less than the messages would cost.
+    SplitRule(r"(^|[/_])(bias|scale|slope|logit_scale|mean|var)$"),
+    # Rows of tables are looked up: split along the width, every device finds its part of any row at home.
+    SplitRule(r"/embeddings/(word|position|token_type)$", (-1, 0)),
+    # Convolutions and dense layers, (..., inputs, outputs): by outputs, and where those are odd by inputs.
+    SplitRule(r"(^|[/_])kernel$", (-1, -2)),
+)
+
+
+def make_mesh(*, data: int = -1, fsdp: int = 1, depth: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes `data`, `fsdp` and `depth`; one of them may be -1 and takes what is left.
 
     Raises:
@@ -44,7 +70,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_shardings(batch: PyTree, mesh: Mesh) -> PyTree:
+def batch_shardings(batch: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
     """Leading axis over `data` and `fsdp`; the Z axis of volumes (rank 4 and 5) over `depth` as well.
 
     Raises:
@@ -68,24 +94,81 @@ def batch_shardings(batch: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(sharding, batch)
 
 
-def parameter_spec(shape: tuple[int, ...], ways: int) -> PartitionSpec:
-    """Splits the widest axis that `ways` divides over `fsdp`; small or odd parameters stay whole."""
+def split_of(path: str, shape: tuple[int, ...], ways: int) -> PartitionSpec:
+    """How one leaf of a train state lies over `fsdp`: by the first rule that matches its path.
+
+    Args:
+        path: `/`-joined, such as `params/backbone/bottom/unit_0/conv/kernel`; a moment's path ends as its
+            parameter's does, so both get the same split.
+        shape: of the leaf.
+        ways: devices along `fsdp`.
+
+    Raises:
+        ValueError: no rule covers a leaf that is large enough to be split.
+    """
     if ways == 1 or math.prod(shape) < SMALLEST_SPLIT:
         return PartitionSpec()
-    candidates = [axis for axis, size in enumerate(shape) if size % ways == 0]
-    if not candidates:
+    for rule in SPLIT_RULES:
+        if not re.search(rule.pattern, path):
+            continue
+        for axis in rule.axes:
+            if -len(shape) <= axis < len(shape) and shape[axis] % ways == 0:
+                chosen = axis % len(shape)
+                return PartitionSpec(*(["fsdp" if i == chosen else None for i in range(len(shape))]))
         return PartitionSpec()
-    chosen = max(candidates, key=lambda axis: (shape[axis], axis))
-    return PartitionSpec(*("fsdp" if axis == chosen else None for axis in range(len(shape))))
+    raise ValueError(
+        f"{path}, shape {shape}: no rule says how it is split over mesh.fsdp; add one to SPLIT_RULES of "
+        "lsmfm_jax/train/sharding.py, or set mesh.fsdp to 1"
+    )
 
 
-def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
+def state_shardings(state: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
     """A sharding for every leaf of a train state (of shapes): parameters, moments and teacher over `fsdp`.
 
-    A moment has the shape of its parameter, so the rule by shape gives both the same split.
+    Raises:
+        ValueError: a large leaf that no rule covers.
     """
     ways = mesh.shape["fsdp"]
-    return jax.tree.map(lambda leaf: NamedSharding(mesh, parameter_spec(tuple(leaf.shape), ways)), state)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, split_of(leaf_path(path), tuple(leaf.shape), ways)), state
+    )
+
+
+def sharding_table(state: PyTree, mesh: Mesh | AbstractMesh) -> str:
+    """Which leaves of a state are split, how, and what one device holds of them; equal layers share a line.
+
+    Args:
+        state: a tree of arrays or shapes.
+        mesh: where it is to live; no device is touched.
+    """
+    shardings = jax.tree.leaves(state_shardings(state, mesh))
+    groups: dict[tuple[str, str, str], list[float]] = {}
+    parts: dict[str, list[float]] = {}
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    for (path, leaf), sharding in zip(leaves, shardings, strict=True):
+        name = leaf_path(path)
+        whole = math.prod(leaf.shape) * leaf.dtype.itemsize / 2**20
+        held = math.prod(sharding.shard_shape(tuple(leaf.shape))) * leaf.dtype.itemsize / 2**20
+        alike = re.sub(r"_\d+(?=/|$)", "_*", re.sub(r"^opt_state/.*/(mu|nu)/", r"opt_state/../\1/", name))
+        group = (alike, _dimensions(leaf.shape), _dimensions(tuple(sharding.spec)) if any(sharding.spec) else "whole")
+        for totals, key in ((groups, group), (parts, name.split("/")[0])):
+            counted = totals.setdefault(key, [0, 0.0, 0.0])
+            counted[0], counted[1], counted[2] = counted[0] + 1, counted[1] + whole, counted[2] + held
+    width = max(len(name) for name, _, _ in groups) + 2
+    lines = [f"mesh: {', '.join(f'{name} {size}' for name, size in mesh.shape.items())}", ""]
+    lines.append(f"{'part':{width}}{'leaves':>7}{'MiB':>10}{'MiB held by a device':>22}")
+    for part, (count, whole, held) in parts.items():
+        lines.append(f"{part:{width}}{count:>7}{whole:>10.2f}{held:>22.2f}")
+    sums = [sum(part[i] for part in parts.values()) for i in range(3)]
+    lines += [f"{'all':{width}}{sums[0]:>7}{sums[1]:>10.2f}{sums[2]:>22.2f}", ""]
+    lines.append(f"{'leaf':{width}}{'count':>6}  {'shape':22}{'split':24}{'MiB':>9}{'held':>9}")
+    for (name, shape, split), (count, whole, held) in groups.items():
+        lines.append(f"{name:{width}}{count:>6}  {shape:22}{split:24}{whole:>9.2f}{held:>9.2f}")
+    return "\n".join(lines)
+
+
+def _dimensions(sizes: Sequence[object]) -> str:
+    return " ".join("-" if size is None else str(size) for size in sizes) or "scalar"
 
 
 def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
