@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from lsmfm_jax import __version__
+from lsmfm_jax.bench import BENCHMARKS, run_benchmark
 from lsmfm_jax.config import ConfigError
 from lsmfm_jax.config_files import load_config
 
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_report(commands)
     _add_verify(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -184,6 +186,13 @@ def _add_verify(commands: argparse._SubParsersAction) -> None:
     verify = commands.add_parser("verify", help="read all of a store or a run and name what is damaged")
     verify.add_argument("path", type=pathlib.Path)
     verify.set_defaults(run=_verify)
+
+
+def _add_bench(commands: argparse._SubParsersAction) -> None:
+    bench = commands.add_parser("bench", help="measure speed and memory (benchmarks/README.md)")
+    bench.add_argument("name", choices=BENCHMARKS)
+    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="of the benchmark; --help lists them")
+    bench.set_defaults(run=_bench)
 
 
 def _three(kind: type) -> object:
@@ -346,6 +355,10 @@ def _verify(options: argparse.Namespace) -> int:
         print(line)
     print(f"{options.path}: {f'{len(damages)} damaged' if damages else 'whole'}")
     return 1 if damages else 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    return run_benchmark(options.name, options.arguments)
 
 
 if __name__ == "__main__":
