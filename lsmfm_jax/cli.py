@@ -23,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code. An expected error is one message on stderr and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     logging.getLogger("lsmfm_jax").setLevel(logging.INFO)
+    # Orbax warns of its own file layout at every read of a part.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and not getattr(options, "takes_overrides", False):
@@ -64,13 +66,9 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         required=True, metavar="ACTION"
     )
     ingest = data.add_parser("ingest", help="read image files into a patch store")
-    ingest.add_argument(
-        "--layout", required=True, choices=LAYOUTS, help="how the source's files are arranged"
-    )
+    ingest.add_argument("--layout", required=True, choices=LAYOUTS, help="how the source's files are arranged")
     ingest.add_argument("--root", required=True, type=pathlib.Path, help="folder of image files")
-    ingest.add_argument(
-        "--captions", nargs="+", type=pathlib.Path, help="JSON files; none: an image-only store"
-    )
+    ingest.add_argument("--captions", nargs="+", type=pathlib.Path, help="JSON files; none: an image-only store")
     ingest.add_argument("--out", required=True, type=pathlib.Path, help="store to make or to add to")
     ingest.add_argument("--source", help="name of the data set in the store (default: the layout's)")
     ingest.add_argument("--volume-pattern", help="regular expression whose first group is the volume's name")
@@ -84,9 +82,7 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
     ingest.set_defaults(run=_ingest)
     info = data.add_parser("info", help="what a store holds, with a contact sheet")
     info.add_argument("store", type=pathlib.Path)
-    info.add_argument(
-        "--png", type=pathlib.Path, help="contact sheet (default: contact_sheet.png beside the store)"
-    )
+    info.add_argument("--png", type=pathlib.Path, help="contact sheet (default: contact_sheet.png beside the store)")
     info.set_defaults(run=_info)
     phantom = data.add_parser("phantom", help="generate light-sheet-like volumes with masks and captions")
     phantom.add_argument("--out", required=True, type=pathlib.Path)
@@ -262,9 +258,7 @@ def _phantom(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
     if config.task not in options.tasks:
-        raise ConfigError(
-            f"task: {config.task!r} of {options.config}; this command runs {', '.join(options.tasks)}"
-        )
+        raise ConfigError(f"task: {config.task!r} of {options.config}; this command runs {', '.join(options.tasks)}")
     # Only now: JAX takes seconds to import, and a wrong configuration should be told at once.
     from lsmfm_jax.report import write_report
     from lsmfm_jax.tasks import SETUPS

@@ -1,6 +1,7 @@
 """Checkpoints: what is damaged is named and passed over, and any sharding restores any other."""
 
 import json
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lsmfm_jax.train import checkpoint
 from lsmfm_jax.train.checkpoint import (
     CheckpointError,
     Checkpoints,
+    SaveError,
     committed_steps,
     damaged_files,
     fingerprints,
@@ -29,9 +32,7 @@ def _state(step: int):
 
 
 def _abstract(state):
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
-    )
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
 
 
 def _written(folder, steps=(1, 2)):
@@ -101,9 +102,67 @@ def test_leaves_are_checked_even_without_the_hashes_of_files(tmp_path):
     record = json.loads(meta.read_text())
     record["fingerprints"]["params/kernel"] = "0" * 16
     meta.write_text(json.dumps(record))
-    assert checkpoints.restore(_abstract(_state(0))).step == 1
     with pytest.raises(CheckpointError, match="leaf params/kernel is damaged"):
         read_part(folder, 2, ("params",))
+    assert checkpoints.restore(_abstract(_state(0))).step == 1
+
+
+def test_the_record_is_checked_even_without_the_hashes_of_files(tmp_path):
+    folder = tmp_path / "c"
+    checkpoints = _written(folder)
+    (folder / "seals" / "2.json").unlink()
+    meta = folder / "2" / "meta" / "metadata"
+    record = json.loads(meta.read_text())
+    record["epoch"] += 1
+    meta.write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="its record is damaged"):
+        read_part(folder, 2, ("params",))
+    assert checkpoints.restore(_abstract(_state(0))).step == 1
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_made_again(tmp_path):
+    """As long as it counted as the latest, none of an earlier step would be written."""
+    folder = tmp_path / "c"
+    checkpoints = _written(folder, steps=(1, 3))
+    _files(folder, 3)[0].write_bytes(b"")
+    assert checkpoints.restore(_abstract(_state(0))).step == 1
+    assert (folder / "damaged-3").is_dir()
+    for step in (2, 3):
+        checkpoints.save(step, _state(step), {})
+    checkpoints.seal()
+    assert committed_steps(folder) == [1, 2, 3]
+    assert not any(damaged_files(folder, step) for step in (1, 2, 3))
+    assert Checkpoints(folder, keep=3).restore(_abstract(_state(0))).step == 3
+
+
+def test_what_was_not_read_is_not_sealed(tmp_path):
+    folder = tmp_path / "c"
+    _written(folder, steps=(1, 2))
+    for step in (1, 2):
+        (folder / "seals" / f"{step}.json").unlink()
+    again = Checkpoints(folder, keep=3)
+    assert again.restore(_abstract(_state(0))).step == 2
+    again.close()
+    assert [path.name for path in (folder / "seals").iterdir()] == ["2.json"]
+
+
+def test_a_save_that_fails_says_so_and_leaves_the_ones_before(tmp_path):
+    """No file may grow beyond a few bytes, as on a full disk: the error comes from the writer's own threads."""
+    folder = tmp_path / "c"
+    checkpoints = _written(folder, steps=(1,))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+    try:
+        with pytest.raises(SaveError, match=f"checkpoint at step 2 could not be written to {folder}"):
+            checkpoints.save(2, _state(2), {})
+            checkpoints.seal()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert committed_steps(folder) == [1] and not list(folder.glob("*tmp*"))
+    checkpoints.save(3, _state(3), {})
+    checkpoints.close()
+    assert committed_steps(folder) == [1, 3]
+    assert Checkpoints(folder, keep=3).restore(_abstract(_state(0))).step == 3
 
 
 def test_an_uncommitted_checkpoint_is_passed_over(tmp_path):
@@ -159,6 +218,13 @@ def test_fingerprints_see_every_bit_and_no_sharding():
         changed = bits.copy()
         changed.flat[rng.integers(changed.size)] ^= np.uint32(1 << int(rng.integers(32)))
         assert fingerprints({"x": jnp.asarray(changed.view(np.float32))}) != plain
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])
+def test_host_and_device_give_the_same_fingerprint(dtype):
+    leaf = (100 * jax.random.normal(jax.random.key(2), (7, 5))).astype(dtype)
+    on_device = checkpoint._device_fingerprint(leaf)
+    assert tuple(int(value) for value in on_device) == checkpoint._host_fingerprint(np.asarray(leaf))
 
 
 def test_parts_are_read_without_the_rest(tmp_path):

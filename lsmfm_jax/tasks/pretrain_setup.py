@@ -87,6 +87,9 @@ def pretraining_rules(config: ConfigDict, text_layers: int, warmup_steps: int) -
     rules.append(Rule("^text_projection/", base if config.text.project_in_warmup else late))
     if config.text.train:
         top_k = min(config.text.top_k_layers, text_layers)
+        # Mean pooling gives the pooler no gradient; decay alone would shrink it, which PyTorch does not do.
+        still = Group("text pooler, no decay", thaw_step=warmup_steps, weight_decay=0.0)
+        rules.append(Rule("^text_tower/pooler/", still))
         for pattern, trains in trainable_text_rules(text_layers, top_k):
             inside = pattern.removeprefix("(^|/)")
             rules.append(Rule(f"^text_tower/(.*/)?{inside}", late if trains else frozen))

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written in the background, several kept, each leaf fingerprinted and checked on the way back."""
+"""Checkpoints of a run: written in the background, several kept, each leaf fingerprinted and checked when read."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import logging
 import pathlib
 import re
 import shutil
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from lsmfm_jax.train.optim import leaf_path
+from lsmfm_jax.train.processes import any_process, wait_for_all
 
 PyTree = Any
 log = logging.getLogger(__name__)
@@ -21,6 +23,10 @@ log = logging.getLogger(__name__)
 
 class CheckpointError(RuntimeError):
     """No checkpoint can be used; the message names the folder and what is wrong with each."""
+
+
+class SaveError(OSError):
+    """A checkpoint could not be written; those before it are as they were."""
 
 
 class Restored(NamedTuple):
@@ -31,36 +37,57 @@ class Restored(NamedTuple):
     step: int
 
 
-def _leaf_fingerprint(leaf: jax.Array) -> jax.Array:
-    # Each element's bits are mixed with its position by a bijection, then all are added up modulo 2^32: one
-    # changed bit always changes the sum, and the order of addition, so the sharding, does not.
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
+# Each element's bits are mixed with its position by a bijection, then all are added up modulo 2^32: one changed
+# bit always changes the sum, and the order of addition, so the sharding, does not. Two salts give 64 bits.
+_SALTS = (0x9E3779B9, 0x85EBCA6B)
+
+
+def _mixed_sum(bits: Any, numbers: Any, salt: int) -> Any:
+    """The sum for one salt, of words (N,) uint32; `numbers` is the array module, `numpy` or `jax.numpy`."""
+    u32 = numbers.uint32
+    word = bits ^ (numbers.arange(bits.size, dtype=u32) * u32(salt) + u32(salt >> 3))
+    word = (word ^ (word >> u32(16))) * u32(0x7FEB352D)
+    word = (word ^ (word >> u32(15))) * u32(0x846CA68B)
+    return numbers.sum(word ^ (word >> u32(16)), dtype=u32)
+
+
+def _device_fingerprint(leaf: jax.Array) -> jax.Array:
     flat = leaf.reshape(-1)
     if flat.dtype == jnp.bool_:
         flat = flat.astype(jnp.uint8)
     bits = jax.lax.bitcast_convert_type(flat, jnp.dtype(f"uint{8 * flat.dtype.itemsize}"))
     bits = bits.astype(jnp.uint32).reshape(-1)
-    position = jnp.arange(bits.size, dtype=jnp.uint32)
-    sums = []
-    for salt in (0x9E3779B9, 0x85EBCA6B):
-        word = bits ^ (position * jnp.uint32(salt) + jnp.uint32(salt >> 3))
-        word = (word ^ (word >> 16)) * jnp.uint32(0x7FEB352D)
-        word = (word ^ (word >> 15)) * jnp.uint32(0x846CA68B)
-        sums.append(jnp.sum(word ^ (word >> 16), dtype=jnp.uint32))
-    return jnp.stack(sums)
+    return jnp.stack([_mixed_sum(bits, jnp, salt) for salt in _SALTS])
 
 
 @jax.jit
-def _tree_fingerprints(tree: PyTree) -> PyTree:
-    return jax.tree.map(_leaf_fingerprint, tree)
+def _device_fingerprints(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [_device_fingerprint(leaf) for leaf in leaves]
+
+
+def _host_fingerprint(leaf: Any) -> tuple[int, int]:
+    flat = np.ascontiguousarray(leaf).reshape(-1)
+    bits = flat.view(np.dtype(f"uint{8 * flat.dtype.itemsize}")).astype(np.uint32)
+    first, second = (int(_mixed_sum(bits, np, salt)) for salt in _SALTS)
+    return first, second
 
 
 def fingerprints(tree: PyTree) -> dict[str, str]:
     """A 64-bit fingerprint of every leaf, the same for any sharding; path to 16 hexadecimal digits."""
-    values = jax.device_get(_tree_fingerprints(tree))
-    leaves = jax.tree_util.tree_leaves_with_path(values)
-    return {leaf_path(path): f"{int(pair[0]):08x}{int(pair[1]):08x}" for path, pair in leaves}
+    named = [(leaf_path(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    leaves = [leaf for _, leaf in named]
+    if all(_is_on_host(leaf) for leaf in leaves):
+        # A program for each set of shapes takes longer to compile than the sums take.
+        pairs = [_host_fingerprint(leaf) for leaf in leaves]
+    else:
+        pairs = jax.device_get(_device_fingerprints(leaves))
+    return {name: f"{int(pair[0]):08x}{int(pair[1]):08x}" for (name, _), pair in zip(named, pairs, strict=True)}
+
+
+def _is_on_host(leaf: Any) -> bool:
+    if isinstance(leaf, jax.Array):
+        return leaf.is_fully_addressable and all(device.platform == "cpu" for device in leaf.devices())
+    return isinstance(leaf, np.ndarray | np.generic)
 
 
 def combined_fingerprint(tree: PyTree) -> str:
@@ -88,32 +115,66 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._writing: int | None = None
+        # Only what this process wrote, or read and found whole: sealing more would bless what is damaged.
+        self._unsealed: set[int] = set()
 
     def save(self, step: int, state: PyTree, meta: dict[str, Any]) -> None:
-        """Starts to write a checkpoint; returns once the state may be changed."""
+        """Starts to write a checkpoint; returns once the state may be changed.
+
+        Raises:
+            SaveError: this checkpoint, or the one that was being written before, could not be written.
+        """
         self.seal()
         if step in self._manager.all_steps():
-            return
+            if not any_process(not (self.folder / "seals" / f"{step}.json").exists() or self._damaged(step)):
+                return
+            self._set_aside([step])
         record = {**meta, "step": step, "fingerprints": fingerprints(state)}
-        self._manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record))
-        )
+        record["checksum"] = _seal_of(record)
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record))
+        self._writing = step
+        try:
+            self._manager.save(step, args=args)
+        except Exception as error:  # orbax and tensorstore raise many kinds for a disk that takes no more
+            raise self._not_written(error) from error
+        self._unsealed.add(step)
 
     def seal(self) -> None:
-        """Waits for the running save and writes down the hash of each file of every committed checkpoint."""
-        self._manager.wait_until_finished()
-        if jax.process_index() != 0:
-            return
+        """Waits for the running save and writes down the hash of each file of its checkpoint.
+
+        Raises:
+            SaveError: the save that was running has failed.
+        """
+        try:
+            self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                self._write_seals()
+        except Exception as error:
+            raise self._not_written(error) from error
+        self._writing = None
+        self._unsealed.clear()
+
+    def _write_seals(self) -> None:
         steps = committed_steps(self.folder)
         seals = self.folder / "seals"
-        seals.mkdir(parents=True, exist_ok=True)
         for old in seals.glob("*.json"):
             if old.stem not in {str(step) for step in steps}:
                 old.unlink()
-        for step in steps:
-            target = seals / f"{step}.json"
-            if not target.exists():
-                write_json_atomically(target, _hash_files(self.folder / str(step)))
+        for step in sorted(self._unsealed.intersection(steps)):
+            write_json_atomically(seals / f"{step}.json", _hash_files(self.folder / str(step)))
+
+    def _not_written(self, error: Exception) -> SaveError:
+        step, self._writing = self._writing, None
+        self._unsealed.discard(step)
+        if jax.process_index() == 0:
+            # Half a checkpoint is of no use, and fills the disk that the next one needs.
+            for half in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(half, ignore_errors=True)
+        return SaveError(
+            f"checkpoint at step {step} could not be written to {self.folder}: {_first_line(error)}; the earlier "
+            "ones are kept"
+        )
 
     def restore(self, abstract_state: PyTree) -> Restored | None:
         """The newest checkpoint that is whole; damaged ones are named in the log and passed over.
@@ -129,39 +190,63 @@ class Checkpoints:
         """
         steps = sorted(committed_steps(self.folder), reverse=True)
         damages = []
-        for step in steps:
-            damage = damaged_files(self.folder, step)
-            if not damage:
+        for at, step in enumerate(steps):
+            # The first process decides for all: the others need not read every file again.
+            damage = damaged_files(self.folder, step) if jax.process_index() == 0 else []
+            if not any_process(bool(damage)):
                 try:
                     restored = self._read(step, abstract_state)
                 except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
                     damage = [f"{self.folder / str(step)}: cannot be read: {_first_line(error)}"]
                 else:
                     damage = _differing_leaves(self.folder / str(step), restored)
-            if not damage:
+            if not any_process(bool(damage)):
+                self._unsealed.add(step)
+                self._set_aside(steps[:at])
                 return restored
             damages += damage
             log.warning("damaged checkpoint passed over: %s", "; ".join(damage[:5]))
-        if damages:
+        if steps:
             raise CheckpointError(
                 f"{self.folder}: none of the checkpoints {steps} is whole: {'; '.join(damages[:5])}. "
                 "Start again in a new folder, or restore the folder from a copy"
             )
         return None
 
+    def _damaged(self, step: int) -> bool:
+        return jax.process_index() == 0 and bool(damaged_files(self.folder, step))
+
+    def _set_aside(self, steps: Sequence[int]) -> None:
+        """Renames damaged checkpoints: as long as they count, none of an earlier step would be written."""
+        if not steps:
+            return
+        if jax.process_index() == 0:
+            for step in steps:
+                aside = self.folder / f"damaged-{step}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.folder / str(step)).rename(aside)
+                (self.folder / "seals" / f"{step}.json").unlink(missing_ok=True)
+                log.warning("damaged checkpoint set aside as %s; remove it when it is of no use to you", aside)
+        wait_for_all("damaged checkpoints set aside")
+        self._manager.reload()
+
     def _read(self, step: int, abstract_state: PyTree) -> Restored:
         parts = self._manager.restore(
             step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract_state), meta=ocp.args.JsonRestore()
-            ),
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), meta=ocp.args.JsonRestore()),
         )
         return Restored(parts["state"], parts["meta"], step)
 
     def close(self) -> None:
-        """Finishes what is being written."""
-        self.seal()
-        self._manager.close()
+        """Finishes what is being written.
+
+        Raises:
+            SaveError: the save that was running has failed.
+        """
+        try:
+            self.seal()
+        finally:
+            self._manager.close()
 
 
 def committed_steps(folder: pathlib.Path) -> list[int]:
@@ -169,14 +254,6 @@ def committed_steps(folder: pathlib.Path) -> list[int]:
     if not folder.is_dir():
         return []
     return sorted(int(entry.name) for entry in folder.iterdir() if entry.is_dir() and entry.name.isdigit())
-
-
-def remove_after(folder: pathlib.Path, step: int) -> None:
-    """Removes checkpoints of later steps, which a resume from `step` makes anew."""
-    for later in committed_steps(folder):
-        if later > step:
-            shutil.rmtree(folder / str(later))
-            (folder / "seals" / f"{later}.json").unlink(missing_ok=True)
 
 
 def damaged_files(folder: pathlib.Path, step: int) -> list[str]:
@@ -188,11 +265,12 @@ def damaged_files(folder: pathlib.Path, step: int) -> list[str]:
     if not seal.exists():
         return []
     try:
-        expected = json.loads(seal.read_text())
+        text = seal.read_text()
+        expected = json.loads(text)
         body = expected.pop("_seal")
     except (ValueError, KeyError, UnicodeDecodeError) as error:
         return [f"{seal}: damaged: {error}"]
-    if body != _seal_of(expected):
+    if body != _seal_of(expected) or text != _json_text({**expected, "_seal": body}):
         return [f"{seal}: damaged: its own checksum differs"]
     actual = _hash_files(folder / str(step))
     actual.pop("_seal")
@@ -244,8 +322,12 @@ def write_json_atomically(path: pathlib.Path, value: Any) -> None:
     """Writes JSON beside the target and renames it, so that a reader sees the old file or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    temporary.write_text(_json_text(value))
     temporary.replace(path)
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
 def _hash_files(folder: pathlib.Path) -> dict[str, str]:
@@ -257,8 +339,8 @@ def _hash_files(folder: pathlib.Path) -> dict[str, str]:
     return {**hashes, "_seal": _seal_of(hashes)}
 
 
-def _seal_of(hashes: dict[str, str]) -> str:
-    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+def _seal_of(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _differing_leaves(place: pathlib.Path, restored: Restored, *, partial: bool = False) -> list[str]:
@@ -267,7 +349,11 @@ def _differing_leaves(place: pathlib.Path, restored: Restored, *, partial: bool 
     if not partial and expected.keys() != actual.keys():
         changed = sorted(expected.keys() ^ actual.keys())
         return [f"{place}: leaves differ from those written: {', '.join(changed[:10])}"]
-    return [f"{place}: leaf {name} is damaged" for name in actual if expected.get(name) != actual[name]]
+    damaged = [f"{place}: leaf {name} is damaged" for name in actual if expected.get(name) != actual[name]]
+    record = dict(restored.meta)
+    if not damaged and record.pop("checksum", None) != _seal_of(record):
+        return [f"{place}: its record is damaged"]
+    return damaged
 
 
 def _first_line(error: Exception) -> str:
