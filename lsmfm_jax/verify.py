@@ -19,7 +19,7 @@ def verify(path: pathlib.Path) -> list[str]:
     """
     if (path / HEADER).exists() or (path / "manifest.jsonl").exists():
         return [f"{damage.path}: {damage.what}" for damage in verify_store(path)]
-    if (path / "config.json").exists() or (path / "checkpoints").is_dir():
+    if any((path / name).exists() for name in ("config.json", "run.json", "checkpoints", "best")):
         return verify_run(path)
     raise VerifyError(
         f"{path}: neither a patch store (it has no {HEADER}) nor a run folder (it has no config.json); name one"
@@ -27,25 +27,49 @@ def verify(path: pathlib.Path) -> list[str]:
 
 
 def verify_run(folder: pathlib.Path) -> list[str]:
-    """One line for each damaged file or leaf of a run's checkpoints and records."""
-    from lsmfm_jax.train.checkpoint import CheckpointError, committed_steps, damaged_files, read_part
+    """One line for each damaged file or leaf of a run's checkpoints and records.
 
-    lines = []
-    for name in ("config.json", "run.json", "split.json"):
-        file = folder / name
-        try:
-            json.loads(file.read_text())
-        except FileNotFoundError:
-            lines.append(f"{file}: missing")
-        except (ValueError, UnicodeDecodeError) as error:
-            lines.append(f"{file}: not valid JSON: {error}")
+    Logs and pictures (`metrics.jsonl`, `tensorboard/`, `pictures/`, the report) are not covered: a run does not
+    depend on them.
+    """
+    from lsmfm_jax.train.checkpoint import committed_steps
+    from lsmfm_jax.train.records import SEAL, damaged_records
+
+    # Folders of imported weights have a record and weights, and no seal when they are of an earlier release.
+    imported = not (folder / "config.json").exists() and not (folder / "checkpoints").exists()
+    lines = [] if imported and not (folder / SEAL).exists() else damaged_records(folder)
+    if imported:
+        lines += _not_json(folder / "run.json")
     for group in ("checkpoints", "best"):
         for step in committed_steps(folder / group):
-            damage = damaged_files(folder / group, step)
-            if not damage:
-                try:
-                    read_part(folder / group, step, ("params", "batch_stats", "teacher", "opt_state"))
-                except CheckpointError as error:
-                    damage = [str(error)]
-            lines += damage
+            lines += _verify_checkpoint(folder / group, step)
+        for seal in sorted((folder / group / "seals").glob("*.json")):
+            if not (folder / group / seal.stem).is_dir():
+                lines.append(f"{folder / group / seal.stem}: missing")
+    return lines
+
+
+def _not_json(file: pathlib.Path) -> list[str]:
+    try:
+        json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        return [f"{file}: cannot be read: {error}"]
+    return []
+
+
+def _verify_checkpoint(folder: pathlib.Path, step: int) -> list[str]:
+    from lsmfm_jax.train.checkpoint import CheckpointError, damaged_files, read_part
+
+    lines = damaged_files(folder, step)
+    seal = folder / "seals" / f"{step}.json"
+    if not seal.exists():
+        lines.append(
+            f"{seal}: missing: lost, or the run was killed before it was written; the next start of the run checks "
+            "the leaves and writes it"
+        )
+    if not lines:
+        try:
+            read_part(folder, step, ("params", "batch_stats", "teacher", "opt_state"))
+        except CheckpointError as error:
+            lines = [str(error)]
     return lines

@@ -1,11 +1,13 @@
 """Checkpoints of a run: written in the background, several kept, each leaf fingerprinted and checked when read."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import pathlib
 import re
 import shutil
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -107,14 +109,15 @@ class Checkpoints:
 
     def __init__(self, folder: pathlib.Path, *, keep: int, keep_period_steps: int = 0) -> None:
         self.folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(
+        self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=keep_period_steps or None,
             enable_async_checkpointing=True,
             step_prefix=None,
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._manager = ocp.CheckpointManager(self.folder, options=self._options)
+        self._broken = False
         self._writing: int | None = None
         # Only what this process wrote, or read and found whole: sealing more would bless what is damaged.
         self._unsealed: set[int] = set()
@@ -146,6 +149,8 @@ class Checkpoints:
         Raises:
             SaveError: the save that was running has failed.
         """
+        if any_process(self._broken):
+            self._start_again()
         try:
             self._manager.wait_until_finished()
             if jax.process_index() == 0:
@@ -164,13 +169,19 @@ class Checkpoints:
         for step in sorted(self._unsealed.intersection(steps)):
             write_json_atomically(seals / f"{step}.json", _hash_files(self.folder / str(step)))
 
+    def _start_again(self) -> None:
+        # A manager raises the error of a failed save at every later call.
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        self._manager = ocp.CheckpointManager(self.folder, options=self._options)
+        self._broken = False
+
     def _not_written(self, error: Exception) -> SaveError:
         step, self._writing = self._writing, None
         self._unsealed.discard(step)
+        self._broken = True
         if jax.process_index() == 0:
-            # Half a checkpoint is of no use, and fills the disk that the next one needs.
-            for half in self.folder.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(half, ignore_errors=True)
+            _remove_halves(self.folder)
         return SaveError(
             f"checkpoint at step {step} could not be written to {self.folder}: {_first_line(error)}; the earlier "
             "ones are kept"
@@ -246,7 +257,20 @@ class Checkpoints:
         try:
             self.seal()
         finally:
-            self._manager.close()
+            if not self._broken:
+                self._manager.close()
+
+
+def _remove_halves(folder: pathlib.Path) -> None:
+    # Half a checkpoint is of no use, and fills the disk that the next one needs. Other threads of its writer may
+    # still be at it for a moment.
+    for _ in range(20):
+        halves = list(folder.glob("*.orbax-checkpoint-tmp*"))
+        if not halves:
+            return
+        for half in halves:
+            shutil.rmtree(half, ignore_errors=True)
+        time.sleep(0.1)
 
 
 def committed_steps(folder: pathlib.Path) -> list[int]:

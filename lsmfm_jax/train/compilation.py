@@ -7,6 +7,10 @@ from collections.abc import Callable
 import jax
 
 
+class LaunchError(RuntimeError):
+    """Variables of a multi-process launch that do not fit together; the message names them."""
+
+
 def start_devices() -> Callable[[str], None]:
     """Joins the processes of a multi-process launch and turns the compilation cache on.
 
@@ -15,14 +19,15 @@ def start_devices() -> Callable[[str], None]:
 
     Returns:
         A function that prints a line on process 0 and nothing elsewhere.
+
+    Raises:
+        LaunchError: `LSMFM_PROCESSES` or `LSMFM_PROCESS` is missing or wrong.
     """
     coordinator = os.environ.get("LSMFM_COORDINATOR", "")
     if coordinator == "auto":
         jax.distributed.initialize()
     elif coordinator:
-        jax.distributed.initialize(
-            coordinator, int(os.environ["LSMFM_PROCESSES"]), int(os.environ["LSMFM_PROCESS"])
-        )
+        jax.distributed.initialize(coordinator, *_process_numbers())
     if not jax.config.jax_compilation_cache_dir:
         base = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(base / "lsmfm_jax" / "compiled"))
@@ -33,3 +38,16 @@ def start_devices() -> Callable[[str], None]:
             print(text, flush=True)
 
     return say
+
+
+def _process_numbers() -> tuple[int, int]:
+    """How many processes there are, and which this is."""
+    values = {name: os.environ.get(name, "") for name in ("LSMFM_PROCESSES", "LSMFM_PROCESS")}
+    count, index = (int(text) if text.isdigit() else -1 for text in values.values())
+    if not 0 <= index < count:
+        raise LaunchError(
+            f"LSMFM_COORDINATOR is set, but LSMFM_PROCESSES is {values['LSMFM_PROCESSES']!r} and LSMFM_PROCESS is "
+            f"{values['LSMFM_PROCESS']!r}: the number of processes is needed, and this one's, from 0 on; or unset "
+            "LSMFM_COORDINATOR for one process"
+        )
+    return count, index

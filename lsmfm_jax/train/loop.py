@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lsmfm_jax.train.checkpoint import Checkpoints, Restored
+from lsmfm_jax.train.checkpoint import Checkpoints, Restored, SaveError
+from lsmfm_jax.train.processes import any_process, gathered
 from lsmfm_jax.train.sharding import put_batch, replicated
 from lsmfm_jax.train.signals import StopRequest
 from lsmfm_jax.train.state import TrainState
@@ -104,6 +105,7 @@ class Loop:
         self._samples: collections.deque[tuple[int, np.ndarray]] = collections.deque(maxlen=1000)
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._running_loss: float | None = None
+        self._damaged_count = 0
         self._bad_samples: list[int] = []
         self._last_log = time.monotonic()
         self._evaluate = jax.jit(run.task.evaluate, out_shardings=replicated(run.mesh))
@@ -134,12 +136,14 @@ class Loop:
                 step += 1
                 self._pending.append((step, metrics))
                 at_epoch_end = step % settings.steps_per_epoch == 0
-                if at_epoch_end or step % settings.log_every_steps == 0:
-                    self._log(step, len(batch["sample"]), state)
+                at_log = at_epoch_end or step % settings.log_every_steps == 0
+                if at_log:
+                    self._log(step, len(batch["sample"]), state, stream)
                 if at_epoch_end and self._after_epoch(state, step):
                     ending = Ending.PATIENCE
                     break
-                if stop.everywhere():
+                # To ask the other processes is to wait for them: only where all wait anyway.
+                if (at_log or jax.process_count() == 1) and any_process(stop.asked):
                     self.say(f"{stop.name or 'another process'}: stopping at step {step}, saving")
                     ending = Ending.STOPPED
                     break
@@ -147,8 +151,9 @@ class Loop:
         self._save(self.run.checkpoints, state, step)
         if ending is not Ending.STOPPED:
             self._draw(state, step)
-        self.run.checkpoints.seal()
-        self.run.best_checkpoints.seal()
+        # The last state has no later save to replace it: without it the run has not reached its end.
+        self._try(self.run.best_checkpoints.seal)
+        self._try(self.run.checkpoints.seal, on_failure="stop" if ending is not Ending.STOPPED else "")
         return state, ending
 
     def say(self, text: str) -> None:
@@ -176,9 +181,7 @@ class Loop:
     def _validate(self, state: TrainState, step: int, epoch: int) -> None:
         outputs = [
             jax.device_get(
-                self._evaluate(
-                    state.params, state.batch_stats, state.teacher, put_batch(batch, self.run.mesh)
-                )
+                self._evaluate(state.params, state.batch_stats, state.teacher, put_batch(batch, self.run.mesh))
             )
             for batch in self.run.validation
         ]
@@ -186,12 +189,10 @@ class Loop:
             return
         values = self.run.task.summarise(outputs)
         if self.run.tracker is not None:
-            self.run.tracker.metrics(step, "validation", values)
+            self._note(step, "validation", values)
         monitored = values[self.settings.monitor]
         sign = 1.0 if self.settings.higher_is_better else -1.0
-        better = np.isfinite(monitored) and (
-            self.best.value is None or sign * monitored > sign * self.best.value
-        )
+        better = np.isfinite(monitored) and (self.best.value is None or sign * monitored > sign * self.best.value)
         if better:
             self.best = Best(float(monitored), epoch)
             self._save(self.run.best_checkpoints, state, step)
@@ -204,9 +205,7 @@ class Loop:
         first = next(iter(self.run.validation), None)
         if self._picture is None or first is None:
             return
-        arrays = self._picture(
-            state.params, state.batch_stats, state.teacher, put_batch(first, self.run.mesh)
-        )
+        arrays = self._picture(state.params, state.batch_stats, state.teacher, put_batch(first, self.run.mesh))
         if self.run.tracker is not None:
             path = self.run.folder / "pictures" / f"step_{step:07d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -214,17 +213,24 @@ class Loop:
 
     def _save(self, checkpoints: Checkpoints, state: TrainState, step: int) -> None:
         meta = {"best": dataclasses.asdict(self.best), "epoch": step // self.settings.steps_per_epoch}
-        try:
-            checkpoints.save(step, state, meta)
-        except OSError as error:
-            self.say(
-                f"checkpoint at step {step} could not be written to {checkpoints.folder}: {error}; the earlier "
-                f"ones are kept; train.on_disk_full is {self.settings.on_disk_full}"
-            )
-            if self.settings.on_disk_full == "stop":
-                raise
+        # Saves run in the background: the failure of the last one shows here, and is no reason to skip this one.
+        self._try(checkpoints.seal)
+        self._try(lambda: checkpoints.save(step, state, meta))
 
-    def _log(self, step: int, rows: int, state: TrainState) -> None:
+    def _try(self, save: Callable[[], None], *, on_failure: str = "") -> None:
+        """Saves; says so where that fails, and stops the run if it is configured to."""
+        on_failure = on_failure or self.settings.on_disk_full
+        failure = None
+        try:
+            save()
+        except OSError as error:
+            failure = error
+        if any_process(failure is not None):
+            self.say(f"{failure or 'another process could not save'}; train.on_disk_full is {on_failure}")
+            if on_failure == "stop":
+                raise failure or SaveError("another process could not save; see its messages")
+
+    def _log(self, step: int, rows: int, state: TrainState, stream: object = None) -> None:
         """The only place in a training epoch where the host waits for the device."""
         if not self._pending:
             return
@@ -235,20 +241,44 @@ class Loop:
         patches_per_s = rows * jax.process_count() * len(steps) / max(now - self._last_log, 1e-9)
         self._last_log = now
         self._report_bad(steps, fetched, state)
+        damaged = self._damaged(stream)
         names = [name for name in fetched[0] if name not in ("bad", "bad_in_row")]
         good = [metrics for metrics in fetched if not metrics["bad"]]
         if good and self.run.tracker is not None:
             means = {name: float(np.mean([metrics[name] for metrics in good])) for name in names}
             means["patches_per_s"] = patches_per_s
-            self.run.tracker.metrics(step, "train", means)
+            means |= damaged
+            self._note(step, "train", means)
             shown = {name: means[name] for name in ("loss", "grad_norm", "patches_per_s")}
             epoch = (step - 1) // self.settings.steps_per_epoch + 1
             self.run.tracker.progress(step, epoch, shown)
 
+    def _note(self, step: int, kind: str, values: dict[str, float]) -> None:
+        """Writes metrics; a full disk costs the line, not the run."""
+        try:
+            self.run.tracker.metrics(step, kind, values)
+        except OSError as error:
+            self.say(f"metrics of step {step} could not be written to {self.run.folder}: {error}")
+
+    def _damaged(self, stream: object) -> dict[str, float]:
+        """Patches that the stream of batches found damaged so far, where it counts them; told when there are more."""
+        found = getattr(stream, "damaged", None)
+        if found is None:
+            return {}
+        count = int(gathered(np.array(len(found))).sum())
+        if count > self._damaged_count:
+            self.say(
+                f"{count} damaged patches so far, each replaced by another; `lsmfm verify` on the stores names them"
+            )
+        self._damaged_count = count
+        return {"damaged_patches": float(count)}
+
     def _report_bad(self, steps: list[int], fetched: list[dict[str, Any]], state: TrainState) -> None:
         samples = dict(self._samples)
         for number, metrics in zip(steps, fetched, strict=True):
-            in_batch = samples.get(number, np.array([])).tolist()
+            # Every process sees the same figures, so all of them come here and tell their samples together.
+            tell = bool(metrics["bad"]) or self._spikes(float(metrics["loss"]))
+            in_batch = gathered(samples[number]).ravel().tolist() if tell and number in samples else []
             ids = ", ".join(map(str, in_batch))
             if metrics["bad"]:
                 self._bad_samples += in_batch
@@ -257,20 +287,20 @@ class Loop:
             self._bad_samples.clear()
             loss = float(metrics["loss"])
             usual = self._running_loss
-            if (
-                usual is not None
-                and self.settings.spike_factor
-                and loss > self.settings.spike_factor * usual > 0
-            ):
+            if tell:
                 self.say(f"loss spike at step {number}: {loss:.4g}, usually {usual:.4g}; samples {ids}")
             self._running_loss = loss if usual is None else 0.98 * usual + 0.02 * loss
         in_row = int(fetched[-1]["bad_in_row"])
         if in_row >= self.settings.max_bad_steps:
             self._save(self.run.checkpoints, state, steps[-1])
-            self.run.checkpoints.seal()
+            self._try(self.run.checkpoints.seal)
             ids = ", ".join(map(str, sorted(set(self._bad_samples))))
             raise NonFiniteError(
                 f"{in_row} non-finite steps in a row up to step {steps[-1]} (train.max_bad_steps is "
                 f"{self.settings.max_bad_steps}); the state before them is saved; samples {ids}. Lower "
                 "optim.learning_rate, set optim.clip_norm, or look at these samples with `lsmfm data info`"
             )
+
+    def _spikes(self, loss: float) -> bool:
+        usual, factor = self._running_loss, self.settings.spike_factor
+        return usual is not None and bool(factor) and loss > factor * usual > 0

@@ -1,5 +1,6 @@
 """One run from its configuration to its end: devices, state, where it starts from, the loop."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -10,11 +11,12 @@ import jax
 from ml_collections import ConfigDict
 
 from lsmfm_jax.config_files import as_json, differences
-from lsmfm_jax.train.checkpoint import Checkpoints, committed_steps, write_json_atomically
+from lsmfm_jax.train.checkpoint import Checkpoints, combined_fingerprint, committed_steps, write_json_atomically
 from lsmfm_jax.train.initialise import take_over
 from lsmfm_jax.train.loop import Ending, Loop, LoopSettings, Run
 from lsmfm_jax.train.optim import AdamWSettings, Rule, group_table, make_optimiser
-from lsmfm_jax.train.sharding import batch_shardings, make_mesh, state_shardings
+from lsmfm_jax.train.records import damaged_records, seal_records
+from lsmfm_jax.train.sharding import batch_shardings, make_mesh, sharding_table, state_shardings
 from lsmfm_jax.train.state import TrainState, parameter_count, state_of
 from lsmfm_jax.train.step import build_train_step
 from lsmfm_jax.train.task import PyTree, Task
@@ -66,7 +68,18 @@ def check_run_folder(config: ConfigDict, folder: pathlib.Path, *, allow_change: 
     file = folder / "config.json"
     if not file.exists():
         return False
-    changed = differences(json.loads(file.read_text()), as_json(config))
+    damaged = damaged_records(folder, kept_only=True)
+    if damaged:
+        raise ResumeError(
+            f"{'; '.join(damaged)}. Resume refused: restore the file from a copy, or use another --workdir"
+        )
+    try:
+        before = json.loads(file.read_text())
+    except ValueError as error:
+        raise ResumeError(
+            f"{file}: damaged: {error}. Resume refused: restore it from a copy, or remove it to have it written anew"
+        ) from error
+    changed = differences(before, as_json(config))
     if changed and not allow_change:
         raise ResumeError(
             f"{folder} holds a run of another configuration: {'; '.join(changed)}. Resume refused: use another "
@@ -94,11 +107,12 @@ def execute(
         write_json_atomically(folder / "config.json", as_json(config))
         write_json_atomically(folder / "run.json", setup.record)
         (folder / "groups.txt").write_text(table + "\n")
-        say(
-            f"{parameter_count(shapes[0]):,} parameters on {mesh.size} devices, mesh {dict(mesh.shape)}\n{table}"
-        )
+        say(f"{parameter_count(shapes[0]):,} parameters on {mesh.size} devices, mesh {dict(mesh.shape)}\n{table}")
     abstract = jax.eval_shape(lambda p, s: state_of(setup.task, optimiser, p, s), *shapes)
     shardings = state_shardings(abstract, mesh)
+    if main:
+        (folder / "sharding.txt").write_text(sharding_table(abstract, mesh) + "\n")
+        seal_records(folder)
     abstract = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, shardings
     )
@@ -159,26 +173,26 @@ def execute(
     if restored is not None:
         loop.resume_from(restored)
     try:
-        return loop.go(state)
+        state, ending = loop.go(state)
+        # The same number for the same state, whatever the devices and the interruptions on the way to it.
+        say(f"state {combined_fingerprint(state)} at step {int(state.step)}")
+        return state, ending
     finally:
-        checkpoints.close()
-        best.close()
-        if tracker is not None:
-            tracker.close()
+        with contextlib.ExitStack() as closing:
+            if tracker is not None:
+                closing.callback(tracker.close)
+            closing.callback(best.close)
+            closing.callback(checkpoints.close)
 
 
-def compile_step(
-    step_fn: Callable[..., Any], shardings: PyTree, mesh: jax.sharding.Mesh
-) -> Callable[..., Any]:
+def compile_step(step_fn: Callable[..., Any], shardings: PyTree, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
     """Jits a step so that the state keeps its sharding and its memory."""
 
     def with_shardings(state: TrainState, batch: PyTree) -> Any:
         batch = jax.lax.with_sharding_constraint(batch, batch_shardings(batch, mesh))
         return step_fn(state, batch)
 
-    return jax.jit(
-        with_shardings, donate_argnums=0, in_shardings=(shardings, None), out_shardings=(shardings, None)
-    )
+    return jax.jit(with_shardings, donate_argnums=0, in_shardings=(shardings, None), out_shardings=(shardings, None))
 
 
 def optimiser_settings(config: ConfigDict, steps_per_epoch: int) -> AdamWSettings:
@@ -191,15 +205,11 @@ def _fresh_state(
     config: ConfigDict, setup: Setup, optimiser: Any, shardings: PyTree, say: Callable[[str], None]
 ) -> TrainState:
     key = jax.random.key(config.seed)
-    params, batch_stats = jax.jit(setup.task.init, out_shardings=(shardings.params, shardings.batch_stats))(
-        key
-    )
+    params, batch_stats = jax.jit(setup.task.init, out_shardings=(shardings.params, shardings.batch_stats))(key)
     if not setup.initial:
         say("from scratch")
     for origin, given_params, given_stats in setup.initial:
-        (params, batch_stats), line = _replace_parts(
-            params, batch_stats, given_params, given_stats, config, origin
-        )
+        (params, batch_stats), line = _replace_parts(params, batch_stats, given_params, given_stats, config, origin)
         say(line)
     make = jax.jit(lambda p, s: state_of(setup.task, optimiser, p, s), out_shardings=shardings)
     return make(params, batch_stats)

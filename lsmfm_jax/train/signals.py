@@ -3,9 +3,6 @@
 import signal
 from types import FrameType
 
-import jax
-import numpy as np
-
 # What a scheduler takes for "run me again": EX_TEMPFAIL of sysexits.h.
 REQUEUE_EXIT_CODE = 75
 
@@ -31,11 +28,7 @@ class StopRequest:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.name = signal.Signals(number).name
 
-    def everywhere(self) -> bool:
-        """Whether any process was asked to stop; all processes get the same answer at the same step."""
-        if jax.process_count() == 1:
-            return bool(self.name)
-        from jax.experimental import multihost_utils
-
-        flags = multihost_utils.process_allgather(np.array(bool(self.name)))
-        return bool(np.any(flags))
+    @property
+    def asked(self) -> bool:
+        """Whether this process was asked to stop."""
+        return bool(self.name)

@@ -1,0 +1,51 @@
+"""The text files of a run folder: sealed, so that one changed bit in any of them is found and named."""
+
+import pathlib
+
+from lsmfm_jax.data.sealed import DamagedFile, read_bytes, read_sealed, replace_file, seal, sha256
+
+SEAL = "seal.json"
+# Written anew at each start from the configuration and the data, so a start repairs them.
+REWRITTEN = ("config.json", "run.json", "groups.txt", "sharding.txt")
+# Written once; a run cannot go on with another of these.
+KEPT = ("split.json",)
+KEPT_FOLDERS = ("text",)
+
+
+def seal_records(folder: pathlib.Path) -> None:
+    """Writes the checksums of a run's text files, and of its text model, to `seal.json`."""
+    files = {str(path.relative_to(folder)): sha256(path.read_bytes()) for path in _records(folder)}
+    replace_file(folder / SEAL, seal({"files": files}))
+
+
+def damaged_records(folder: pathlib.Path, *, kept_only: bool = False) -> list[str]:
+    """One line for each text file of a run that is missing or differs from what was written; empty where whole.
+
+    Args:
+        folder: run folder.
+        kept_only: pass over the files that a start of the run writes anew; a folder without a seal is then taken
+            for a run that was killed before it wrote one.
+    """
+    if kept_only and not (folder / SEAL).exists():
+        return []
+    try:
+        expected = read_sealed(folder / SEAL)["files"]
+    except DamagedFile as error:
+        return [f"{error.path}: {error.reason}"]
+    lines = []
+    for name in sorted(expected):
+        if kept_only and name in REWRITTEN:
+            continue
+        try:
+            if sha256(read_bytes(folder / name)) != expected[name]:
+                lines.append(f"{folder / name}: contents differ from what was written")
+        except DamagedFile as error:
+            lines.append(f"{error.path}: {error.reason}")
+    return lines
+
+
+def _records(folder: pathlib.Path) -> list[pathlib.Path]:
+    files = [folder / name for name in (*REWRITTEN, *KEPT)]
+    for name in KEPT_FOLDERS:
+        files += sorted((folder / name).rglob("*"))
+    return [file for file in files if file.is_file()]
