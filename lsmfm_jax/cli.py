@@ -260,6 +260,8 @@ def _train(options: argparse.Namespace) -> int:
     if config.task not in options.tasks:
         raise ConfigError(f"task: {config.task!r} of {options.config}; this command runs {', '.join(options.tasks)}")
     # Only now: JAX takes seconds to import, and a wrong configuration should be told at once.
+    import jax
+
     from lsmfm_jax.report import write_report
     from lsmfm_jax.tasks import SETUPS
     from lsmfm_jax.train.compilation import start_devices
@@ -275,6 +277,8 @@ def _train(options: argparse.Namespace) -> int:
     if ending is Ending.STOPPED:
         say(f"the same command continues this run; exit code {REQUEUE_EXIT_CODE}")
         return REQUEUE_EXIT_CODE
+    if jax.process_index() != 0:
+        return 0
     page = write_report(options.workdir)
     say(f"checkpoints: {options.workdir / 'best'} and {options.workdir / 'checkpoints'}")
     say(f"curves:      {options.workdir / 'metrics.jsonl'} and {options.workdir / 'tensorboard'}")

@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from lsmfm_jax.models.text import LoadedText, load_text_tower, trainable_text_ru
 from lsmfm_jax.models.tiny_bert import build_tiny_bert
 from lsmfm_jax.tasks.pretrain import pretraining_task
 from lsmfm_jax.train.optim import Group, Rule
+from lsmfm_jax.train.processes import wait_for_all
 from lsmfm_jax.train.run import Setup
 
 log = logging.getLogger(__name__)
@@ -130,11 +132,13 @@ def _text(config: ConfigDict, captions: dict[str, list[str]], folder: pathlib.Pa
     target = folder / TEXT_FOLDER
     if jax.process_index() == 0 and not (target / "config.json").exists():
         texts = [text for key in sorted(captions) for text in captions[key]]
-        build_tiny_bert(target, texts, max_positions=config.text.max_tokens, seed=config.seed)
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("text model written")
+        # Under its name only when it is whole: a run killed here makes it anew.
+        half = folder / f"{TEXT_FOLDER}.tmp"
+        shutil.rmtree(half, ignore_errors=True)
+        build_tiny_bert(half, texts, max_positions=config.text.max_tokens, seed=config.seed)
+        shutil.rmtree(target, ignore_errors=True)
+        half.rename(target)
+    wait_for_all("text model written")
     return load_text_tower(target)
 
 
