@@ -1,11 +1,10 @@
 """What a device can do at best, and how much of its memory was used: the yardsticks of the other figures."""
 
-import resource
 import statistics
-import sys
 
 import jax
 import jax.numpy as jnp
+from outcome import process_peak_bytes
 from timing import time_calls
 
 # Edge of the square matrices; on a CPU small enough to take a fraction of a second.
@@ -33,9 +32,3 @@ def peak_bytes() -> tuple[int, str]:
     if stats and "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"]), "device allocator, peak bytes in use"
     return process_peak_bytes(), "resident set of the process at its largest, program and libraries included"
-
-
-def process_peak_bytes() -> int:
-    """The largest resident set of this process so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

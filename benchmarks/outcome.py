@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import platform
+import resource
 import subprocess
 import sys
 from typing import Any
@@ -67,6 +68,12 @@ def device_name() -> str:
 def usable_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def process_peak_bytes() -> int:
+    """The largest resident set of this process so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def facts(benchmark: str, *, device: str) -> dict[str, Any]:

@@ -7,8 +7,9 @@ import jax
 import outcome
 from device_peak import matrix_peak, peak_bytes
 from flops import training_operations_per_patch
+from recipes import add_arguments, dummy_batch
 from timing import patches_per_s, spread, time_calls, time_steps
-from training_step import Built, add_arguments, build, dummy_batch, on_mesh, recipe_of
+from training_step import Built, build, on_mesh, recipe_of
 
 
 def main() -> None:

@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
-
 
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, smallest and largest of some measurements, and how many there were."""
@@ -20,6 +18,8 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def time_calls(call: Callable[[], Any], *, warm_up: int = 1, measurements: int = 3) -> list[float]:
     """Seconds of each call, waiting for its result."""
+    import jax
+
     for _ in range(warm_up):
         jax.block_until_ready(call())
     seconds = []
@@ -44,6 +44,8 @@ def time_steps(
     Returns:
         The last state, and one figure for each measurement.
     """
+    import jax
+
     for _ in range(warm_up):
         state, metrics = step(state, next(batches))
         jax.block_until_ready(metrics)

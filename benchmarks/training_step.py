@@ -8,9 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from outcome import ROOT
+from recipes import bert_sizes, dummy_batch, recipe
 
-from lsmfm_jax.config_files import load_config
 from lsmfm_jax.models.text import BertConfig
 from lsmfm_jax.tasks.pretrain import pretraining_task
 from lsmfm_jax.tasks.pretrain_setup import pretraining_rules
@@ -21,11 +20,6 @@ from lsmfm_jax.train.state import TrainState, state_of
 from lsmfm_jax.train.step import build_train_step
 from lsmfm_jax.train.task import Task
 
-MODELS = ("unet", "swin_unetr")
-# Sizes of bert-base-uncased, and of one for trying a benchmark out.
-BERT_BASE = BertConfig(30522, 768, 12, 12, 3072, 512, 2, 1e-12, 0)
-BERT_TINY = BertConfig(64, 32, 2, 2, 64, 64, 2, 1e-12, 0)
-TOKENS = 64
 # Far beyond any benchmark, so that the warm-up's freezing of the text does not take part.
 STEPS_PER_EPOCH = 58
 
@@ -49,77 +43,27 @@ class Built:
     state: TrainState
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, batch: int = 1) -> None:
-    """The arguments that say which step is meant."""
-    parser.add_argument("--model", choices=MODELS, default="unet", help="backbone (default unet)")
-    parser.add_argument("--size", type=int, default=64, help="edge of the network's input, voxels (default 64)")
-    parser.add_argument("--batch", type=int, default=batch, help=f"patches in a step (default {batch})")
-    parser.add_argument("--text", action="store_true", help="with a text tower of bert-base's size")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: by the device")
-    parser.add_argument("--tiny", action="store_true", help="the recipe's tiny networks, to try a benchmark out")
-
-
-def recipe(
-    model: str, *, size: int, batch: int, text: bool = False, dtype: str | None = None, tiny: bool = False
-) -> ConfigDict:
-    """The configuration of a model's recipe at a size; the SwinUNETR with 36 features, with text or without.
-
-    Args:
-        model: one of `MODELS`.
-        size: edge of the network's input, voxels; patches are read half as large again, as 96 for 64.
-        batch: patches in a step, over all devices.
-        text: with captions.
-        dtype: compute type; None takes float32 on a CPU and bfloat16 elsewhere.
-        tiny: the recipe's tiny variant.
-    """
-    variant = "_".join(word for word, wanted in (("tiny", tiny), ("image_only", not text)) if wanted)
-    overrides = {
-        "data.input_size": (size, size, size),
-        "data.patch_size": (size * 3 // 2,) * 3,
-        "train.batch_size": batch,
-        "model.dtype": dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"),
-    }
-    if model == "swin_unetr" and not tiny:
-        overrides["model.swin_unetr.feature_size"] = 36
-    arguments = [f"--config.{key}={value}" for key, value in overrides.items()]
-    return load_config(f"{ROOT / 'configs' / f'pretrain_{model}.py'}:{variant}", arguments)
-
-
 def recipe_of(options: argparse.Namespace) -> ConfigDict:
-    """The configuration that `add_arguments` asked for."""
+    """The configuration that `recipes.add_arguments` asked for."""
     return recipe(
         options.model,
         size=options.size,
         batch=options.batch,
+        dtype=options.dtype or default_dtype(),
         text=options.text,
-        dtype=options.dtype,
         tiny=options.tiny,
     )
 
 
+def default_dtype() -> str:
+    """Compute type of the benchmarks on this device."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
 def bert_of(config: ConfigDict) -> BertConfig | None:
-    """Sizes of the text tower, or None for images alone."""
-    if not config.text.enabled:
-        return None
-    return BERT_TINY if config.text.source == "tiny" else BERT_BASE
-
-
-def dummy_batch(config: ConfigDict, *, seed: int = 0) -> dict[str, np.ndarray]:
-    """A batch as the loader gives it, of random counts."""
-    rng, batch = np.random.default_rng(seed), config.train.batch_size
-    made = {
-        "image": rng.integers(0, 4000, (batch, *config.data.patch_size)).astype(np.uint16),
-        "low": np.full(batch, 40.0, np.float32),
-        "high": np.full(batch, 3960.0, np.float32),
-        "caption_key": np.arange(batch, dtype=np.int32),
-        "sample": np.arange(batch, dtype=np.int32),
-    }
-    bert = bert_of(config)
-    if bert is not None:
-        tokens = min(TOKENS, bert.max_positions)
-        made["tokens"] = rng.integers(1, bert.vocab_size, (batch, tokens)).astype(np.int32)
-        made["token_mask"] = np.ones((batch, tokens), bool)
-    return made
+    """The text tower, or None for images alone."""
+    sizes = bert_sizes(config)
+    return BertConfig(**sizes, token_types=2, layer_norm_epsilon=1e-12, pad_token=0) if sizes else None
 
 
 def parts(config: ConfigDict) -> tuple[Task, Any, Callable[..., Any], TrainState]:
