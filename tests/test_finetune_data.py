@@ -161,6 +161,7 @@ def test_the_stream_depends_on_the_step_alone_and_keeps_pairs():
     for name, value in batches[3].items():
         np.testing.assert_array_equal(later[name], value)
         np.testing.assert_array_equal(np.concatenate([half[name] for half in halves]), value)
+    assert next(training_batches(source, batch_size=1, seed=1, start_step=10**7))["image"].shape == (1, 8, 8, 8)
     # Three batches of four are four epochs of three patches: each patch is drawn as often, never cut the same.
     drawn = np.concatenate([batch["sample"] for batch in batches[:3]])
     np.testing.assert_array_equal(np.bincount(drawn), [4, 4, 4])

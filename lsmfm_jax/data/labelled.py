@@ -296,7 +296,4 @@ def _read_classes(table: pathlib.Path) -> dict[str, str]:
         raise LabelledDataError(f"data.csv: {table} cannot be read ({error.strerror}); check the path") from None
     if not rows or not {"name", "class"} <= rows[0].keys():
         raise LabelledDataError(f"data.csv: {table} needs a header with the columns name and class, and rows below it")
-    return {
-        stem(pathlib.PurePosixPath(row["name"])) if "/" not in row["name"] else row["name"]: row["class"]
-        for row in rows
-    }
+    return {stem(pathlib.Path(row["name"])) if "/" not in row["name"] else row["name"]: row["class"] for row in rows}

@@ -20,6 +20,8 @@ from lsmfm_jax.data.volumes import read_single
 
 Batch = dict[str, np.ndarray]
 Size = tuple[int, int, int]
+# More than any run: without a number grain's length overflows at a batch size of 1.
+_EPOCHS = 2**32
 _DEVICE_INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
 
 
@@ -224,7 +226,7 @@ def training_batches(
     def assemble(plan: Sequence[tuple[int, tuple[float, float, float]]]) -> Batch:
         return _stack([source.crop(index, corner) for index, corner in plan[block]])
 
-    plans = grain.MapDataset.range(len(source.patches)).seed(seed).shuffle().repeat(None).random_map(draw)
+    plans = grain.MapDataset.range(len(source.patches)).seed(seed).shuffle().repeat(_EPOCHS).random_map(draw)
     batches = plans.batch(batch_size, batch_fn=list).slice(slice(start_step, None)).map(assemble)
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)))
 
