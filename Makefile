@@ -28,7 +28,7 @@ $(VENV)/.ready: pyproject.toml
 	touch $@
 
 runs/phantom/patches: | $(VENV)/.ready
-	$(BIN)/lsmfm data phantom --out $@.tmp --count 60 --size 48,48,48 --layout selma --seed 1
+	$(BIN)/lsmfm data phantom --out $@.tmp --count 50 --size 48,48,48 --layout selma --seed 1
 	mv $@.tmp $@
 
 pretrain: $(VENV)/.ready $(if $(filter runs/phantom/patches,$(DATA)),runs/phantom/patches)

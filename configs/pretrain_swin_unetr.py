@@ -80,7 +80,7 @@ def _tiny(config: ConfigDict) -> None:
     config.optim.clip_norm = 1.0
     config.warmup_epochs = 2
     config.train.batch_size = 8
-    config.train.epochs = 40
+    config.train.epochs = 25
     config.train.validate_every_epochs = 2
-    config.train.pictures_every_epochs = 10
+    config.train.pictures_every_epochs = 12
     config.train.checkpoint_every_epochs = 10
