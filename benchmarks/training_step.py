@@ -102,11 +102,19 @@ def on_mesh(built: Built, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     return put_batch(batch, built.mesh)
 
 
+def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch."""
+    one = config.copy_and_resolve_references()
+    one.train.batch_size = 1
+    whole = config.train.batch_size
+    return {name: jax.ShapeDtypeStruct((whole, *leaf.shape[1:]), leaf.dtype) for name, leaf in dummy_batch(one).items()}
+
+
 def lowered_arguments(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Callable[..., Any], Any, Any]:
     """The jitted step with the shapes of its arguments, for compiling it without running it."""
     _, _, step, abstract = parts(config)
     shardings = state_shardings(abstract, mesh)
-    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dummy_batch(config))
+    batch = batch_shapes(config)
 
     def placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

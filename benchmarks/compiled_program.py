@@ -1,0 +1,118 @@
+"""What a compiled program does, read off its text and its memory analysis."""
+
+import collections
+import math
+import re
+from typing import Any
+
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8}
+BYTES |= {"s64": 8, "u64": 8}
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+# An all-gather of this many elements or more moves a map of voxels, not parameters or embeddings.
+ACTIVATION_ELEMENTS = 64**3
+# A convolution with a window this wide is a weight gradient in the slow form.
+WIDE_WINDOW = 10
+
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_RESULT = re.compile(r"= (\([^=]*?\)|\S+) ([a-z][\w-]*)\(")
+
+
+def describe(compiled: Any) -> dict[str, Any]:
+    """Memory, collectives, layouts, and what must not be there."""
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    lines = [line for line in text.splitlines() if " = " in line]
+    collectives = _collectives(lines)
+    return {
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+        "aliased_bytes": memory.alias_size_in_bytes,
+        "flops_by_xla": _flops(compiled),
+        "collectives": collectives,
+        "convolution_windows": _windows(lines),
+        "convolution_layouts": _layouts(lines),
+        "copies_and_transposes": _moves(lines),
+        "wide_convolutions": wide_convolutions(lines),
+        "gathered_activations": gathered_activations(lines),
+    }
+
+
+def _flops(compiled: Any) -> float | None:
+    """XLA's own count: bodies of loops once, and unknown library calls not at all."""
+    analysis = compiled.cost_analysis()
+    return (analysis or {}).get("flops")
+
+
+def _operation(line: str) -> tuple[str, str]:
+    """Result type and name of an instruction; a name without `-start`, empty for the `-done` half."""
+    found = _RESULT.search(line)
+    if found is None:
+        return "", ""
+    name = found[2]
+    return found[1], "" if name.endswith("-done") else name.removesuffix("-start")
+
+
+def arrays(result: str) -> list[tuple[int, int]]:
+    """Elements and bytes of each array in a result type."""
+    found = []
+    for kind, sizes in _ARRAY.findall(result):
+        elements = math.prod(int(size) for size in sizes.split(",") if size)
+        found.append((elements, elements * BYTES.get(kind, 4)))
+    return found
+
+
+def _collectives(lines: list[str]) -> dict[str, dict[str, int]]:
+    """How often each collective stands in the program, and the bytes of its results on one device."""
+    found: dict[str, dict[str, int]] = {}
+    for line in lines:
+        result, name = _operation(line)
+        if name not in COLLECTIVES:
+            continue
+        # What starts a gather or a permutation lists its inputs before its results.
+        size = sum(bytes_ for _, bytes_ in arrays(result))
+        if f"{name}-start(" in line and name in ("all-gather", "collective-permute"):
+            size = max(bytes_ for _, bytes_ in arrays(result))
+        entry = found.setdefault(name, {"count": 0, "bytes": 0})
+        entry["count"] += 1
+        entry["bytes"] += size
+    return found
+
+
+def _is_convolution(line: str) -> bool:
+    return " convolution(" in line or 'custom_call_target="__cudnn$conv' in line
+
+
+def _windows(lines: list[str]) -> dict[str, int]:
+    sizes = (re.search(r"window=\{size=([\dx]+)", line) for line in lines if _is_convolution(line))
+    return dict(collections.Counter(size[1] for size in sizes if size).most_common())
+
+
+def wide_convolutions(lines: list[str]) -> list[str]:
+    """Windows of 10 and more, of convolutions."""
+    return [size for size in _windows(lines) if max(map(int, size.split("x"))) >= WIDE_WINDOW]
+
+
+def gathered_activations(lines: list[str]) -> list[str]:
+    """Result types of all-gathers as large as a map of voxels."""
+    found = []
+    for line in lines:
+        result, name = _operation(line)
+        if name == "all-gather" and any(elements >= ACTIVATION_ELEMENTS for elements, _ in arrays(result)):
+            found.append(result)
+    return found
+
+
+def _layouts(lines: list[str]) -> dict[str, int]:
+    labels = (re.search(r"dim_labels=(\S+?),? ", line + " ") for line in lines if _is_convolution(line))
+    return dict(collections.Counter(label[1].rstrip(",") for label in labels if label).most_common())
+
+
+def _moves(lines: list[str]) -> dict[str, int]:
+    """Copies and transposes that are instructions of their own, and the bytes they write."""
+    found = {"count": 0, "bytes": 0}
+    for line in lines:
+        result, name = _operation(line)
+        if name in ("copy", "transpose"):
+            found["count"] += 1
+            found["bytes"] += sum(bytes_ for _, bytes_ in arrays(result))
+    return found

@@ -1,0 +1,29 @@
+"""The SwinUNETR as it is usually written, with its dense features at full resolution: a form to compare with."""
+
+import contextlib
+from collections.abc import Iterator
+from unittest import mock
+
+from jaxtyping import Array, Float
+
+from lsmfm_jax.models import BACKBONES
+from lsmfm_jax.models.backbone import Trunk
+from lsmfm_jax.models.precision import add_bias
+from lsmfm_jax.models.swin_unetr import SwinUNETR
+
+
+class PlainSwinUNETR(SwinUNETR):
+    """Same parameters and same features; the closing convolution is applied, so that its output is made."""
+
+    def trunk(self, x: Float[Array, "b z y x c"], *, train: bool) -> Trunk:
+        """The dense features as values, with nothing left to apply."""
+        values, tail, stages = super().trunk(x, train=train)
+        kernel, bias = tail
+        return Trunk(add_bias(values @ kernel.astype(self.dtype), bias), None, stages)
+
+
+@contextlib.contextmanager
+def plain_tail() -> Iterator[None]:
+    """Within this, recipes build the plain SwinUNETR."""
+    with mock.patch.dict(BACKBONES, swin_unetr=PlainSwinUNETR):
+        yield
