@@ -77,6 +77,8 @@ def _config(task, patches, **changes):
         "optim.learning_rate": 0.02,
         "train.batch_size": 2,
         "train.tensorboard": False,
+        # Augmentation takes long to compile; one run below has it.
+        "augment.probability": 0.0,
         **changes,
     }
     for path, value in values.items():
@@ -125,7 +127,10 @@ def _changed(old, new):
 def thawing(patches, pretrained, tmp_path_factory):
     """States of a segmentation run whose encoder thaws after two epochs of two steps, and the compiled step."""
     config = _config(
-        "segment", patches, init_from=str(pretrained), **{"encoder.thaw_epochs": 2, "encoder.rate_multiplier": 0.5}
+        "segment",
+        patches,
+        init_from=str(pretrained),
+        **{"encoder.thaw_epochs": 2, "encoder.rate_multiplier": 0.5, "augment.probability": 0.5},
     )
     setup, step, start, lines = _begin(config, tmp_path_factory.mktemp("run"))
     assert setup.steps_per_epoch == 2
@@ -185,7 +190,7 @@ def test_what_is_taken_and_what_is_not_is_said(thawing):
 
 
 def test_segmentation_learns_and_the_segmenter_gives_what_was_validated(patches, tmp_path):
-    config = _config("segment", patches, **{"augment.probability": 0.0})
+    config = _config("segment", patches)
     setup, step, start, _ = _begin(config, tmp_path)
     step, state, stream = jax.jit(step, donate_argnums=0), start(), setup.batches(0)
     losses = []
@@ -256,8 +261,6 @@ SWIN_CHANGES = {
     "model.name": "swin_unetr",
     "data.patch_size": (32, 32, 32),
     "train.batch_size": 1,
-    # No augmentation: it is the same for both backbones, and takes long to compile.
-    "augment.probability": 0.0,
 }
 
 
