@@ -11,7 +11,7 @@ CONFIG ?= configs/pretrain_unet.py:tiny
 RUN ?= runs/pretrain
 STORE ?= $(RUN)-store
 
-.PHONY: pretrain test parity lint clean
+.PHONY: pretrain test soak sharding-tables parity lint clean
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
@@ -36,6 +36,15 @@ pretrain: $(VENV)/.ready $(if $(filter runs/phantom/patches,$(DATA)),runs/phanto
 	  --captions $(or $(CAPTIONS),$(DATA)/captions.json)
 	$(BIN)/lsmfm data info $(STORE)
 	$(BIN)/lsmfm pretrain --config $(CONFIG) --workdir $(RUN) --config.data.stores="('$(STORE)',)"
+
+# Twenty kills and 200 flipped bits; `SOAK_SEED=N` draws other moments.
+soak: $(VENV)/.ready
+	LSMFM_SOAK_KILLS=20 LSMFM_SOAK_FLIPS=200 LSMFM_SOAK_SEED=$(or $(SOAK_SEED),0) \
+	  $(BIN)/python -m pytest -s tests/test_survive.py
+
+# After a wanted change of how parameters are split over devices.
+sharding-tables: $(VENV)/.ready
+	PYTHONPATH=tests JAX_PLATFORMS=cpu $(BIN)/python tests/sharding_tables.py
 
 test: $(VENV)/.ready
 	$(BIN)/ruff check .

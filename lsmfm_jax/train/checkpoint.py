@@ -128,7 +128,7 @@ class Checkpoints:
         Raises:
             SaveError: this checkpoint, or the one that was being written before, could not be written.
         """
-        self.seal()
+        self._finish()
         if step in self._manager.all_steps():
             if not any_process(not (self.folder / "seals" / f"{step}.json").exists() or self._damaged(step)):
                 return
@@ -147,18 +147,27 @@ class Checkpoints:
         """Waits for the running save and writes down the hash of each file of its checkpoint.
 
         Raises:
-            SaveError: the save that was running has failed.
+            SaveError: the save that was running has failed, or the hashes could not be written.
         """
+        self._finish()
+        try:
+            if jax.process_index() == 0:
+                self._write_seals()
+        except OSError as error:
+            raise SaveError(
+                f"checksums of the checkpoints in {self.folder} could not be written: {_first_line(error)}; the next "
+                "save tries again"
+            ) from error
+        self._unsealed.clear()
+
+    def _finish(self) -> None:
         if any_process(self._broken):
             self._start_again()
         try:
             self._manager.wait_until_finished()
-            if jax.process_index() == 0:
-                self._write_seals()
         except Exception as error:
             raise self._not_written(error) from error
         self._writing = None
-        self._unsealed.clear()
 
     def _write_seals(self) -> None:
         steps = committed_steps(self.folder)

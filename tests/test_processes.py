@@ -1,0 +1,76 @@
+"""Two processes of two devices each, as a launch script starts them: one run, the losses of one process."""
+
+import signal
+import time
+
+import numpy as np
+import pytest
+from tiny_runs import final_state, finish, free_port, make_store, metrics, pretraining, start
+
+from lsmfm_jax.verify import verify
+
+EPOCHS = 3
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("data"))
+
+
+def _start_two(arguments, cache):
+    coordinator = f"127.0.0.1:{free_port()}"
+    common = {"LSMFM_COORDINATOR": coordinator, "LSMFM_PROCESSES": 2, "XDG_CACHE_HOME": cache}
+    return [start(*arguments, devices=2, LSMFM_PROCESS=i, **common) for i in (0, 1)]
+
+
+def _wait_for_step(workdir, step, processes):
+    while not (workdir / "metrics.jsonl").exists() or step not in metrics(workdir, "train"):
+        for process in processes:
+            assert process.poll() is None, finish(process)
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.kill
+def test_two_processes_stop_together_go_on_and_get_the_losses_of_one(store, tmp_path):
+    cache = tmp_path / "cache"
+    one = finish(start(*pretraining(store, tmp_path / "one", epochs=EPOCHS), devices=4, XDG_CACHE_HOME=cache))
+    arguments = pretraining(store, tmp_path / "two", epochs=EPOCHS)
+
+    pair = _start_two(arguments, cache)
+    _wait_for_step(tmp_path / "two", 1, pair)
+    pair[1].send_signal(signal.SIGTERM)
+    first, second = [finish(process, expect=75) for process in pair]
+    assert "another process: stopping at step" in first
+    assert "step" not in second and "parameters on" not in second, "only the first process speaks"
+    stopped_at = max(metrics(tmp_path / "two", "train"))
+    assert stopped_at < 2 * EPOCHS
+
+    first, second = [finish(process) for process in _start_two(arguments, cache)]
+    assert f"at step {stopped_at}" in first and "report:" in first and "report:" not in second
+    assert final_state(first)[1] == final_state(one)[1] == 2 * EPOCHS
+    for kind in ("train", "validation"):
+        expected, found = metrics(tmp_path / "one", kind), metrics(tmp_path / "two", kind)
+        assert expected.keys() == found.keys()
+        for step, line in expected.items():
+            np.testing.assert_allclose(found[step]["loss"], line["loss"], rtol=1e-5, err_msg=f"{kind} {step}")
+    assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 2 * EPOCHS + 2
+    assert len(list((tmp_path / "two" / "pictures").glob("*.png"))) == 1
+    assert verify(tmp_path / "two") == []
+
+
+def test_a_launch_without_the_number_of_its_processes_says_which_is_missing(tmp_path):
+    said = finish(
+        start(
+            "pretrain",
+            "--config",
+            "configs/pretrain_unet.py:tiny",
+            "--workdir",
+            tmp_path / "x",
+            LSMFM_COORDINATOR="127.0.0.1:1",
+            LSMFM_PROCESSES=2,
+        ),
+        expect=2,
+    )
+    assert "LSMFM_PROCESSES is '2' and LSMFM_PROCESS is ''" in said
+    assert "Traceback" not in said
