@@ -11,7 +11,7 @@ CONFIG ?= configs/pretrain_unet.py:tiny
 RUN ?= runs/pretrain
 STORE ?= $(RUN)-store
 
-.PHONY: pretrain test soak sharding-tables parity lint clean
+.PHONY: pretrain finetune test soak sharding-tables parity lint clean
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
@@ -45,6 +45,26 @@ soak: $(VENV)/.ready
 # After a wanted change of how parameters are split over devices.
 sharding-tables: $(VENV)/.ready
 	PYTHONPATH=tests JAX_PLATFORMS=cpu $(BIN)/python tests/sharding_tables.py
+
+# Five annotated patches of nuclei to learn from, five of other brains to be judged on.
+FINETUNE_RUN ?= runs/finetune
+FINETUNE_CONFIG ?= configs/segment_unet.py:tiny
+
+runs/phantom/annotated runs/phantom/unseen: | $(VENV)/.ready
+	$(BIN)/lsmfm data phantom --out $@.all --count 25 --size 48,48,48 --layout flat \
+	  --seed $(if $(filter %unseen,$@),8,7)
+	mkdir -p $@.tmp && mv $@.all/nuclei_* $@.tmp/ && rm -r $@.all && mv $@.tmp $@
+
+$(RUN)/best:
+	$(MAKE) pretrain
+
+finetune: $(VENV)/.ready $(RUN)/best runs/phantom/annotated runs/phantom/unseen
+	$(BIN)/lsmfm finetune --config $(FINETUNE_CONFIG) --workdir $(FINETUNE_RUN) \
+	  --config.data.folder=runs/phantom/annotated --config.init_from=$(RUN)
+	$(BIN)/lsmfm predict --checkpoint $(FINETUNE_RUN) runs/phantom/unseen --out $(FINETUNE_RUN)/predictions --overwrite
+	$(BIN)/lsmfm evaluate --pred $(FINETUNE_RUN)/predictions --label runs/phantom/unseen \
+	  --out $(FINETUNE_RUN)/scores.csv
+	@echo "masks and pictures: $(FINETUNE_RUN)/predictions   table: $(FINETUNE_RUN)/scores.csv"
 
 test: $(VENV)/.ready
 	$(BIN)/ruff check .
