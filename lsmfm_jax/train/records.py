@@ -5,10 +5,9 @@ import pathlib
 from lsmfm_jax.data.sealed import DamagedFile, read_bytes, read_sealed, replace_file, seal, sha256
 
 SEAL = "seal.json"
-# Written anew at each start from the configuration and the data, so a start repairs them.
-REWRITTEN = ("config.json", "run.json", "groups.txt", "sharding.txt")
-# Written once; a run cannot go on with another of these.
-KEPT = ("split.json",)
+# Written anew at each start; of these, `split.json` is read before, and notices a changed bit by itself.
+REWRITTEN = ("config.json", "run.json", "groups.txt", "sharding.txt", "split.json")
+# Written once; a run cannot go on with other files than these.
 KEPT_FOLDERS = ("text",)
 
 
@@ -45,7 +44,7 @@ def damaged_records(folder: pathlib.Path, *, kept_only: bool = False) -> list[st
 
 
 def _records(folder: pathlib.Path) -> list[pathlib.Path]:
-    files = [folder / name for name in (*REWRITTEN, *KEPT)]
+    files = [folder / name for name in REWRITTEN]
     for name in KEPT_FOLDERS:
         files += sorted((folder / name).rglob("*"))
     return [file for file in files if file.is_file()]
