@@ -270,6 +270,12 @@ def test_wrong_requests_are_refused_with_a_reason(store):
         make_loader([store], range(11), token_table=lacking, **common)
 
 
+def test_batches_of_one_sample_come(store):
+    """Grain's endless repeat overflowed there."""
+    samples = [int(batch["sample"][0]) for batch in take([store], 22, batch_size=1)]
+    assert sorted(samples[:11]) == sorted(samples[11:]) == list(range(11))
+
+
 def test_a_store_without_captions_trains_beside_one_that_has_them(store):
     bare = type(store)(store.path, parts=store.parts, rows=store.rows, captions={})
     batches = make_loader([store, bare], range(22), batch_size=8, patch_size=SIZE, seed=0, token_table=TABLE)

@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 Indices = Sequence[int | tuple[int, int]]
 
+# Practically without end; grain's own endless repeat has a length that overflows where a batch is one sample.
+_EPOCHS = 2**32
+
 
 class DamagedDataError(RuntimeError):
     """More of the patches are damaged than `data.max_bad_frac` allows."""
@@ -133,7 +136,7 @@ def make_loader(
         grain.MapDataset.range(len(reader.chosen))
         .seed(seed)
         .shuffle()
-        .repeat(None)
+        .repeat(_EPOCHS)
         .random_map(_draw)
         .batch(batch_size, batch_fn=list)
     )
