@@ -1,6 +1,6 @@
 """Figures of finished runs, for the results in README.md: what was run, and what its validation showed.
 
-    python benchmarks/summarise_runs.py runs/a runs/b --json benchmarks/results/DEVICE/runs.json
+python benchmarks/summarise_runs.py runs/a runs/b --json benchmarks/results/DEVICE/runs.json
 """
 
 import json
