@@ -79,4 +79,24 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf runs .venv .venv-parity .pytest_cache .ruff_cache
+	rm -rf runs .venv .venv-parity .venv-bench .venv-compile .pytest_cache .ruff_cache
+
+# Both JAX and PyTorch, for benchmarks/vs_torch.py; where pip finds builds with CUDA, for graphics cards as well.
+.PHONY: bench-env bench-compile-env
+bench-env: .venv-bench/.ready
+.venv-bench/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --upgrade pip
+	.venv-bench/bin/python -m pip install --quiet torch==2.13.0
+	.venv-bench/bin/python -m pip install --quiet monai==1.6.1 einops --editable .
+	touch $@
+
+# JAX's compiler for NVIDIA cards, for benchmarks/compile_only.py; no card and no CUDA libraries are needed.
+bench-compile-env: .venv-compile/.ready
+.venv-compile/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-compile
+	.venv-compile/bin/python -m pip install --quiet --upgrade pip
+	.venv-compile/bin/python -m pip install --quiet --editable .
+	version=$$(.venv-compile/bin/python -c 'import importlib.metadata as m; print(m.version("jaxlib"))'); \
+	  .venv-compile/bin/python -m pip install --quiet --no-deps jax-cuda12-plugin==$$version jax-cuda12-pjrt==$$version
+	touch $@

@@ -1,4 +1,7 @@
-"""How many patches a second the loader reads, with nothing that consumes them."""
+"""How many patches a second the loader reads, with nothing that consumes them.
+
+A measurement should take many more batches than the loader reads ahead (data.prefetch).
+"""
 
 import contextlib
 import time
@@ -16,7 +19,7 @@ def main() -> None:
     add_arguments(parser, batch=8)
     phantom_store.add_arguments(parser)
     parser.add_argument("--steps", type=int, default=5, help="measurements (default 5)")
-    parser.add_argument("--batches-each", type=int, default=8, help="batches in a measurement (default 8)")
+    parser.add_argument("--batches-each", type=int, default=32, help="batches in a measurement (default 32)")
     options = parser.parse_args()
     config = recipe_of(options)
     with phantom_store.data(config, options) as (store, stream):

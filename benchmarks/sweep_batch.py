@@ -99,11 +99,9 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
         batches = [row["batch"] for row in line]
         label = f"{size}³" if width == 1 else f"{size}³, {width:g} × channels"
         rates = [row["patches_per_s"] for row in line]
-        spread = [
-            [row["patches_per_s"] - row["least"] for row in line],
-            [row["most"] - row["patches_per_s"] for row in line],
-        ]
-        speed.errorbar(batches, rates, yerr=spread, marker="o", capsize=3, label=label)
+        below = [row["patches_per_s"] - row["least"] for row in line]
+        above = [row["most"] - row["patches_per_s"] for row in line]
+        speed.errorbar(batches, rates, yerr=(below, above), marker="o", capsize=3, label=label)
         memory.plot(batches, [row["peak_memory_bytes"] / 2**30 for row in line], marker="o", label=label)
     for axes, name in ((speed, "patches per second"), (memory, "peak memory, GiB")):
         axes.set(xlabel="batch size", ylabel=name, xscale="log", yscale="log")

@@ -4,8 +4,9 @@
     .venv-bench/bin/python benchmarks/vs_torch.py --model unet --size 64 --batch 1 --steps 3 --json FILE
 
 Both sides get the same random volumes and the same first weights, each in a process of its own; first their losses
-are compared, then they take turns, one step each. Images alone unless --text. With --search, on a graphics card,
-each side also runs alone at growing batches up to the largest that fits, and in the setting of the released code.
+are compared, then they take turns, one step each. Images alone unless --text. With --search each side also runs alone,
+at the batches given or, with none given, at ever doubled ones until one does not fit; and in the setting of the
+released code. The file is written after each of these runs, so that it holds what there is when time runs out.
 """
 
 import json
@@ -13,6 +14,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import outcome
@@ -61,15 +63,16 @@ def main() -> None:
     parser = outcome.parser(__doc__)
     add_arguments(parser)
     parser.add_argument("--steps", type=int, default=3, help="timed steps of each side (default 3)")
-    parser.add_argument("--search", action="store_true", help="largest batches and the released setting, each alone")
+    parser.add_argument("--search", type=int, nargs="*", metavar="BATCH", help="each side alone at these batches")
     options = parser.parse_args()
     names = ("model", "size", "batch", "text", "dtype", "tiny")
     with tempfile.TemporaryDirectory() as folder:
         plan = {name: getattr(options, name) for name in names} | {"accumulate": 1, "folder": folder}
         result = side_by_side(plan, steps=options.steps)
-        if options.search:
-            result |= searched(plan, steps=options.steps)
-    outcome.finish(result, options.json)
+        outcome.finish(result, options.json)
+        if options.search is not None:
+            for found in searched(plan, options.search, steps=options.steps):
+                outcome.finish(result | found, options.json)
 
 
 def side_by_side(plan: dict[str, Any], *, steps: int) -> dict[str, Any]:
@@ -124,23 +127,26 @@ def alone(name: str, plan: dict[str, Any], *, steps: int) -> dict[str, Any]:
     return {"batch": plan["batch"], "patches_per_s": rate, "peak_bytes": peak}
 
 
-def searched(plan: dict[str, Any], *, steps: int) -> dict[str, Any]:
-    """Each side's batches from that of the plan on, doubled until one fails; the best; the released setting."""
-    plan = plan | {"folder": "/nonexistent"}
+def searched(plan: dict[str, Any], batches: list[int], *, steps: int) -> Iterator[dict[str, Any]]:
+    """What is found of each side alone: by batch, the best and the largest, and the released setting; run by run."""
+    plan = plan | {"folder": "/nonexistent"}  # Each side draws its own weights.
     found: dict[str, Any] = {}
-    for name in SIDES:
-        rows = [alone(name, plan, steps=steps)]
-        while "error" not in rows[-1] and rows[-1]["batch"] < 128:
-            rows.append(alone(name, plan | {"batch": rows[-1]["batch"] * 2}, steps=steps))
-        fitting = [row for row in rows if "error" not in row]
-        found[f"{name}_by_batch"] = rows
-        found[f"{name}_largest_batch"] = max((row["batch"] for row in fitting), default=0)
-        found[f"{name}_best"] = max(fitting, key=lambda row: row["patches_per_s"]["median"], default=None)
+    # PyTorch first: it compiles nothing, so its part is soon done.
+    for name in reversed(SIDES):
         found[f"{name}_released_setting"] = alone(name, plan | RELEASED, steps=steps)
-    if found["ours_best"] and found["torch_best"]:
-        best = (found[f"{name}_best"]["patches_per_s"]["median"] for name in SIDES)
-        found["ratio_at_best_batches"] = next(best) / next(best)
-    return found
+        yield found
+        rows = found[f"{name}_by_batch"] = []
+        for batch in batches or (plan["batch"] * 2**power for power in range(12)):
+            rows.append(alone(name, plan | {"batch": batch}, steps=steps))
+            fitting = [row for row in rows if "error" not in row]
+            found[f"{name}_largest_batch"] = max((row["batch"] for row in fitting), default=0)
+            found[f"{name}_best"] = max(fitting, key=lambda row: row["patches_per_s"]["median"], default=None)
+            if found.get("ours_best") and found.get("torch_best"):
+                best = [found[f"{side}_best"]["patches_per_s"]["median"] for side in SIDES]
+                found["ratio_at_best_batches"] = best[0] / best[1]
+            yield found
+            if "error" in rows[-1]:
+                break
 
 
 if __name__ == "__main__":
