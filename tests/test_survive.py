@@ -86,6 +86,10 @@ def test_any_bit_flipped_in_a_run_is_found_and_named(undisturbed, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(undisturbed[1], folder)
     assert verify(folder) == []
+    # One of each kind: every verification below reads all of them.
+    for step in committed_steps(folder / "checkpoints")[:-1]:
+        shutil.rmtree(folder / "checkpoints" / str(step))
+        (folder / "checkpoints" / "seals" / f"{step}.json").unlink()
     outputs = ("metrics.jsonl", "report.html", "summary.json")
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.stat().st_size]
     files = [f for f in files if f.name not in outputs and "pictures" not in f.parts and "tensorboard" not in f.parts]

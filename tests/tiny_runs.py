@@ -50,7 +50,7 @@ def start(*arguments: object, devices: int = 1, **variables: object) -> subproce
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
-def finish(process: subprocess.Popen, *, expect: int | None = 0, timeout_s: float = 150) -> str:
+def finish(process: subprocess.Popen, *, expect: int | None = 0, timeout_s: float = 500) -> str:
     """Output of a process, stderr behind stdout, when it has ended with the expected code."""
     try:
         out, err = process.communicate(timeout=timeout_s)
