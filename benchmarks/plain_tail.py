@@ -21,6 +21,10 @@ class PlainSwinUNETR(SwinUNETR):
         kernel, bias = tail
         return Trunk(add_bias(values @ kernel.astype(self.dtype), bias), None, stages)
 
+    def __call__(self, x: Float[Array, "b z y x c"], *, train: bool) -> Float[Array, "b z y x d"]:
+        """Dense features."""
+        return self.trunk(x, train=train).values
+
 
 @contextlib.contextmanager
 def plain_tail() -> Iterator[None]:
