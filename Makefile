@@ -69,10 +69,10 @@ finetune: $(VENV)/.ready $(RUN)/best runs/phantom/annotated runs/phantom/unseen
 test: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 parity: .venv-parity/.ready
-	.venv-parity/bin/python -m pytest -o addopts="-q" tests/parity
+	.venv-parity/bin/python -m pytest -n 2 --dist loadfile -o addopts="-q" tests/parity
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check --fix .

@@ -49,9 +49,7 @@ def best_threshold(volumes: Volumes, masks: Masks, *, candidates: int = 1000) ->
         ValueError: without a patch, or with another number of masks, or masks of other shapes.
     """
     if not volumes or len(volumes) != len(masks):
-        raise ValueError(
-            f"{len(volumes)} volumes came with {len(masks)} masks: give one or more, and as many"
-        )
+        raise ValueError(f"{len(volumes)} volumes came with {len(masks)} masks: give one or more, and as many")
     values = np.concatenate([volume.ravel() for volume in volumes])
     half = candidates // 2
     above = np.concatenate([np.linspace(1.0, 0.5, half), np.geomspace(0.5, 1.0 / values.size, half)])

@@ -34,9 +34,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     for override in overrides:
         name, equals, _ = override.removeprefix("--config.").partition("=")
         if not override.startswith("--config.") or not equals:
-            near = difflib.get_close_matches(
-                override.partition("=")[0], [f"--config.{key}" for key in known], n=1
-            )
+            near = difflib.get_close_matches(override.partition("=")[0], [f"--config.{key}" for key in known], n=1)
             hint = f"; did you mean {near[0]}=...?" if near else ""
             raise ConfigError(f"{override}: not understood; write --config.key=value{hint}")
         if name not in known:

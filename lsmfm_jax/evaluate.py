@@ -106,9 +106,7 @@ def evaluate_folders(
             for one patch, or a pair of different shapes.
         VolumeError: a file that cannot be read as one volume.
     """
-    _check_settings(
-        kind=kind, label_kind=label_kind, connectivity=connectivity, minimum_voxels=minimum_voxels
-    )
+    _check_settings(kind=kind, label_kind=label_kind, connectivity=connectivity, minimum_voxels=minimum_voxels)
     predictions, left_out = masks_in(pred_dir)
     labels, left_out_labels = masks_in(label_dir)
     pairs = pair_masks(predictions, labels, pred_dir=pred_dir, label_dir=label_dir)
@@ -267,6 +265,4 @@ def _check_settings(*, kind: str, label_kind: str, connectivity: int, minimum_vo
         if value not in allowed:
             raise MaskFolderError(f"{name} is {value!r}: use one of {', '.join(map(str, allowed))}")
     if minimum_voxels < 1:
-        raise MaskFolderError(
-            f"minimum_voxels is {minimum_voxels}: give 1, which keeps all instances, or more"
-        )
+        raise MaskFolderError(f"minimum_voxels is {minimum_voxels}: give 1, which keeps all instances, or more")

@@ -56,9 +56,7 @@ def write_report(folder: pathlib.Path) -> pathlib.Path:
     train, validation = read_metrics(folder, "train"), read_metrics(folder, "validation")
     record = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else {}
     config = json.loads((folder / "config.json").read_text())
-    when = datetime.datetime.fromtimestamp((folder / "metrics.jsonl").stat().st_mtime).strftime(
-        "%Y-%m-%d %H:%M"
-    )
+    when = datetime.datetime.fromtimestamp((folder / "metrics.jsonl").stat().st_mtime).strftime("%Y-%m-%d %H:%M")
     parts = [
         f"<h1>{html.escape(record.get('task', config['task']).capitalize())}: {html.escape(folder.name)}</h1>",
         f'<p class="muted">{html.escape(_subtitle(config, record))}. Last figures of {when}.</p>',
@@ -89,9 +87,7 @@ def write_report(folder: pathlib.Path) -> pathlib.Path:
 def _subtitle(config: dict[str, Any], record: dict[str, Any]) -> str:
     model = record.get("architecture", config.get("model", {}))
     patches = record.get("patches", {})
-    counts = (
-        f", {patches['train']} patches to train and {patches['validation']} to validate" if patches else ""
-    )
+    counts = f", {patches['train']} patches to train and {patches['validation']} to validate" if patches else ""
     text = config.get("text")
     mode = "" if text is None else (", image and text" if text["enabled"] else ", image only")
     return f"{model.get('name', '')}{mode}{counts}, seed {config['seed']}"
@@ -101,9 +97,7 @@ def _result_table(validation: list[dict[str, Any]]) -> str:
     if not validation:
         return "<p>No validation yet.</p>"
     first, last = validation[0], validation[-1]
-    best = min(
-        validation, key=lambda line: line.get("loss") if line.get("loss") is not None else float("inf")
-    )
+    best = min(validation, key=lambda line: line.get("loss") if line.get("loss") is not None else float("inf"))
     rows = "".join(
         f"<tr><td>{html.escape(name.replace('_', ' '))}</td>"
         + "".join(f"<td>{_figure(line.get(name))}</td>" for line in (first, best, last))
@@ -166,9 +160,7 @@ def _pictures(folder: pathlib.Path) -> list[str]:
     for file in shown:
         data = base64.b64encode(file.read_bytes()).decode()
         name = file.stem.replace("_", " ")
-        parts.append(
-            f'<p class="muted">{html.escape(name)}</p><img alt="{name}" src="data:image/png;base64,{data}">'
-        )
+        parts.append(f'<p class="muted">{html.escape(name)}</p><img alt="{name}" src="data:image/png;base64,{data}">')
     return parts
 
 

@@ -91,9 +91,7 @@ def test_one_class_alone_is_an_error():
         baselines.fit_pca_classifier(volumes[:2], labels[:2])
 
 
-@pytest.mark.parametrize(
-    ("kind", "volumes", "expected"), [("microglia", (2433, 3941), 0.88), ("cFos", (1147,), 0.40)]
-)
+@pytest.mark.parametrize(("kind", "volumes", "expected"), [("microglia", (2433, 3941), 0.88), ("cFos", (1147,), 0.40)])
 def test_the_best_threshold_per_patch_on_real_patches(shared, kind, volumes, expected):
     """With the truth in hand: the figures that a few-shot network is measured against."""
     folder = shared / "data" / "delivr" / kind

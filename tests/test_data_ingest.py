@@ -31,9 +31,7 @@ def test_rows_say_what_the_files_hold(tmp_path: pathlib.Path) -> None:
     assert steps == [(number, 12) for number in range(1, 13)]
     store = PatchStore.open(tmp_path / "s")
     assert store.captions == {"cfos": ["Nuclei."], "glia": ["Glia.", "Branched cells."]}
-    assert {row.volume for row in store.rows} == {
-        f"selma/{c}/{v}" for c in ("cFos", "glia") for v in (1, 2, 3)
-    }
+    assert {row.volume for row in store.rows} == {f"selma/{c}/{v}" for c in ("cFos", "glia") for v in (1, 2, 3)}
     for i, row in enumerate(store.rows):
         expected = np.asarray(nibabel.load(root / row.file).dataobj).T
         np.testing.assert_array_equal(store.read(i), expected)
@@ -152,9 +150,7 @@ def test_channels_are_taken_apart_and_share_a_volume(tmp_path: pathlib.Path) -> 
     }
     np.testing.assert_array_equal(store.read(rows["lab/nuclei_patch_0_vol3_ch1#2"][1]), zyx + 2)
     assert {row.volume for row in store.rows} == {"lab/nuclei/vol3"}
-    assert {(row.voxel_size_um, row.voxel_size_source) for row in store.rows} == {
-        ((6.0, 1.62, 1.62), "given")
-    }
+    assert {(row.voxel_size_um, row.voxel_size_source) for row in store.rows} == {((6.0, 1.62, 1.62), "given")}
 
 
 def test_several_sources_in_one_store(tmp_path: pathlib.Path) -> None:

@@ -49,9 +49,7 @@ def test_problems_are_found_and_name_their_patches(tmp_path: pathlib.Path) -> No
     assert "2 patches (selma/dull/patchvolume_3_0, selma/void" in about("flat")
     assert "6 patches" in about("voxel size unverified")
     assert "selma/here/4, selma/there/5" in about("volumes") and "same place" in about("volumes")
-    ingest(
-        layout="selma", root=selma_folder(tmp_path / "e"), out=tmp_path / "s", captions=[tmp_path / "e.json"]
-    )
+    ingest(layout="selma", root=selma_folder(tmp_path / "e"), out=tmp_path / "s", captions=[tmp_path / "e.json"])
     found = problems(PatchStore.open(tmp_path / "s"))
     assert "6 patches" in about("no caption")
     assert info(PatchStore.open(tmp_path / "s")).count("problems: ") == 1

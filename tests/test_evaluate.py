@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from lsmfm_jax.evaluate import EMPTY, ROLLED, evaluate_folders, format_table
 from lsmfm_jax.data.mask_folders import MaskFolderError, masks_in, volume_of
+from lsmfm_jax.evaluate import EMPTY, ROLLED, evaluate_folders, format_table
 
 
 def cubes(*corners: tuple[int, int, int], shape=(14, 16, 30)) -> np.ndarray:

@@ -9,7 +9,7 @@ LEAVES = {"models", "losses", "metrics", "masking", "augment", "resample", "data
 CONFIG = {"config", "config_files"}
 # Which rooms a room may import; every room may import itself.
 ALLOWED = {
-    **{leaf: CONFIG for leaf in LEAVES},
+    **dict.fromkeys(LEAVES, CONFIG),
     "config_schema": set(),
     "config": {"config_schema"},
     "config_files": {"config"},
@@ -35,9 +35,7 @@ def _imported_rooms(path: pathlib.Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names = (
-                [node.module] if node.module != "lsmfm_jax" else [f"lsmfm_jax.{a.name}" for a in node.names]
-            )
+            names = [node.module] if node.module != "lsmfm_jax" else [f"lsmfm_jax.{a.name}" for a in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         rooms |= {name.split(".")[1] for name in names if name.startswith("lsmfm_jax.")}

@@ -84,9 +84,7 @@ def same(first, second):
 def test_batch_holds_what_the_store_and_table_say(store):
     for batch in take([store], 3):
         assert batch["image"].shape == (4, *SIZE) and batch["image"].dtype == np.uint16
-        assert {
-            name: batch[name].dtype.name for name in ("low", "high", "caption_key", "sample", "tokens")
-        } == {
+        assert {name: batch[name].dtype.name for name in ("low", "high", "caption_key", "sample", "tokens")} == {
             "low": "float32",
             "high": "float32",
             "caption_key": "int32",
@@ -128,8 +126,7 @@ def test_draws_vary_between_epochs_and_with_the_seed_only(store):
 def test_blocks_of_all_processes_are_the_global_batch(store, processes):
     whole = take([store], 5, batch_size=8)
     shards = [
-        take([store], 5, batch_size=8, process_index=index, process_count=processes)
-        for index in range(processes)
+        take([store], 5, batch_size=8, process_index=index, process_count=processes) for index in range(processes)
     ]
     for step, batch in enumerate(whole):
         joined = {name: np.concatenate([shard[step][name] for shard in shards]) for name in batch}
@@ -163,9 +160,7 @@ def test_several_stores_by_place_or_by_store_and_row(tmp_path, store):
     assert [named[place] for place in samples.tolist()] == (images[:, 0, 0, 0] // 1000).tolist()
 
 
-@pytest.mark.parametrize(
-    ("other", "expected"), [("uint16", "uint16"), ("float32", "float32"), ("uint8", "float32")]
-)
+@pytest.mark.parametrize(("other", "expected"), [("uint16", "uint16"), ("float32", "float32"), ("uint8", "float32")])
 def test_images_keep_the_integer_type_that_all_share(tmp_path, store, other, expected):
     second = write_store(tmp_path / other, count=2, dtype=other)
     batch = take([store, second], 1)[0]
@@ -174,9 +169,7 @@ def test_images_keep_the_integer_type_that_all_share(tmp_path, store, other, exp
 
 def test_small_patches_are_mirrored_and_counted(tmp_path, store, caplog):
     second = write_store(tmp_path / "small", count=2, shape=(8, 5, 4), first=30)
-    stream = make_loader(
-        [store, second], [0, 11, 12], batch_size=3, patch_size=(8, 8, 8), seed=0, token_table=None
-    )
+    stream = make_loader([store, second], [0, 11, 12], batch_size=3, patch_size=(8, 8, 8), seed=0, token_table=None)
     batch = next(stream)
     assert stream.padded == [11, 12]
     assert "2 of 3 patches are smaller than (8, 8, 8) voxels" in caplog.text
@@ -216,9 +209,7 @@ def test_damaged_patches_are_replaced_the_same_way_everywhere_and_named_once(sto
     for got, want in zip(batches, whole, strict=True):
         stood_in = np.where(np.isin(want["sample"], (4, 5)), 6, want["sample"])
         np.testing.assert_array_equal(got["sample"], stood_in)
-        assert set((got["image"][:, 0, 0, 0] // 1000).tolist()) == {
-            int(store.rows[p].id[5:]) for p in set(stood_in)
-        }
+        assert set((got["image"][:, 0, 0, 0] // 1000).tolist()) == {int(store.rows[p].id[5:]) for p in set(stood_in)}
     assert stream.damaged == {4, 5}
     messages = [record.getMessage() for record in caplog.records]
     assert sum(store.rows[4].id + " " in message and "fell out" in message for message in messages) == 1

@@ -150,9 +150,7 @@ def test_one_bad_step_is_reported_and_survived(tmp_path, capsys):
 
     state, _ = execute(_config(), _setup(batches=poisoned), tmp_path / "run", say=_quiet)
     assert int(state.bad_total) == 1
-    assert (
-        "non-finite loss or gradient at step 5: state kept as it was; samples 400" in capsys.readouterr().out
-    )
+    assert "non-finite loss or gradient at step 5: state kept as it was; samples 400" in capsys.readouterr().out
 
 
 def test_the_step_compiles_once(tmp_path, caplog):
@@ -181,6 +179,4 @@ def test_weights_from_elsewhere_are_all_accounted_for(tmp_path):
     np.testing.assert_array_equal(state.params["a"], given["a"])
     assert any("from elsewhere: 1 of 1 leaves, 12 of 12 values (100.00 %)" in line for line in said)
     with pytest.raises(CoverageError, match=r"params/a: \(2, 3\) where \(4, 3\) is needed"):
-        execute(
-            config, _setup(initial=[("elsewhere", {"a": given["a"][:2]}, {})]), tmp_path / "other", say=_quiet
-        )
+        execute(config, _setup(initial=[("elsewhere", {"a": given["a"][:2]}, {})]), tmp_path / "other", say=_quiet)

@@ -145,13 +145,10 @@ def test_high_frequency_error_is_that_of_scipy_inside_the_volume():
     random = np.random.default_rng(5).uniform(size=(2, 7, 8, 9)).astype(np.float32)
     ones = np.ones_like(random[0])
     mean = [
-        ndimage.uniform_filter(v, 3, mode="constant") / ndimage.uniform_filter(ones, 3, mode="constant")
-        for v in random
+        ndimage.uniform_filter(v, 3, mode="constant") / ndimage.uniform_filter(ones, 3, mode="constant") for v in random
     ]
     expected = np.abs((random[0] - mean[0]) - (random[1] - mean[1])).mean()
-    assert deblur.high_frequency_error(volume(random[0]), volume(random[1]))[0] == pytest.approx(
-        expected, rel=1e-4
-    )
+    assert deblur.high_frequency_error(volume(random[0]), volume(random[1]))[0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_ssim_names_a_volume_that_is_too_thin():
@@ -164,16 +161,12 @@ def test_class_weights():
     counts = np.array([6, 3, 1])
     labels = np.repeat(np.arange(3), counts)
     balanced = compute_class_weight("balanced", classes=np.arange(3), y=labels)
-    np.testing.assert_allclose(
-        classify.class_weights(counts, method="inverse_frequency"), balanced, rtol=1e-6
-    )
+    np.testing.assert_allclose(classify.class_weights(counts, method="inverse_frequency"), balanced, rtol=1e-6)
     np.testing.assert_array_equal(classify.class_weights(counts, method="none"), [1, 1, 1])
     effective = classify.class_weights(counts, method="effective_number", beta=0.9)
     numbers = (1 - 0.9**counts) / (1 - 0.9)
     np.testing.assert_allclose(effective, 3 / numbers / (1 / numbers).sum(), rtol=1e-6)
-    np.testing.assert_allclose(
-        classify.class_weights(counts, method="effective_number", beta=0.0), 1, rtol=1e-6
-    )
+    np.testing.assert_allclose(classify.class_weights(counts, method="effective_number", beta=0.0), 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize("method", classify.CLASS_WEIGHTS)
@@ -201,7 +194,5 @@ def test_weighted_cross_entropy_of_two_samples():
     labels = jnp.array([0, 0])
     loss = classify.weighted_cross_entropy(logits, labels, weights=jnp.array([1.0, 3.0]))
     assert loss == pytest.approx(-(np.log(0.9) + 3 * np.log(0.2)) / 4, rel=1e-5)
-    weighted = classify.weighted_cross_entropy(
-        logits, jnp.array([0, 1]), weights_of_classes=jnp.array([1.0, 3.0])
-    )
+    weighted = classify.weighted_cross_entropy(logits, jnp.array([0, 1]), weights_of_classes=jnp.array([1.0, 3.0]))
     assert weighted == pytest.approx(-(np.log(0.9) + 3 * np.log(0.8)) / 4, rel=1e-5)

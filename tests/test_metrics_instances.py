@@ -101,9 +101,7 @@ def test_the_matching_is_optimal_where_the_greedy_one_is_not():
     predicted, true, dice = instances.overlaps(prediction, truth)
     table = dict(zip(zip(predicted.tolist(), true.tolist(), strict=True), dice.tolist(), strict=True))
     best_pair = max(table, key=table.get)
-    greedy = table[best_pair] + sum(
-        d for (p, t), d in table.items() if p != best_pair[0] and t != best_pair[1]
-    )
+    greedy = table[best_pair] + sum(d for (p, t), d in table.items() if p != best_pair[0] and t != best_pair[1])
     _, _, matched = instances.match(prediction, truth, match_dice=0.3)
     assert matched.sum() == pytest.approx(12 / 23 + 6 / 13)
     assert matched.sum() > greedy + 0.3

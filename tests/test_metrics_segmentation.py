@@ -23,9 +23,7 @@ def blobs() -> tuple[np.ndarray, np.ndarray]:
 
 def test_foreground_scores_equal_scikit_learn(blobs):
     prediction, truth = blobs
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        truth.ravel(), prediction.ravel(), average="binary"
-    )
+    precision, recall, f1, _ = precision_recall_fscore_support(truth.ravel(), prediction.ravel(), average="binary")
     scores = segmentation.foreground_scores(prediction, truth)
     assert scores == pytest.approx({"dice": f1, "precision": precision, "recall": recall})
 

@@ -33,9 +33,7 @@ def _run(rules, steps, **settings):
 
 
 def test_uncovered_parameters_are_named():
-    with pytest.raises(
-        ValueError, match="no optimiser rule covers 2 parameters: encoder/bias, encoder/kernel"
-    ):
+    with pytest.raises(ValueError, match="no optimiser rule covers 2 parameters: encoder/bias, encoder/kernel"):
         assign_groups(PARAMS, [Rule("^head/", Group("head"))])
 
 
@@ -89,9 +87,7 @@ def test_adamw_equals_the_formula():
 
 
 def test_cosine_only_falls_after_the_warmup():
-    settings = AdamWSettings(
-        learning_rate=0.1, schedule="cosine", warmup_steps=5, total_steps=50, final_frac=0.1
-    )
+    settings = AdamWSettings(learning_rate=0.1, schedule="cosine", warmup_steps=5, total_steps=50, final_frac=0.1)
     rates = [float(learning_rate_schedule(settings)(step)) for step in range(60)]
     assert rates[0] == 0.0 and max(rates) == pytest.approx(0.1)
     after = rates[5:]
@@ -100,9 +96,7 @@ def test_cosine_only_falls_after_the_warmup():
 
 
 def test_clipping_bounds_the_gradient():
-    optimiser = make_optimiser(
-        PARAMS, [Rule(".", Group("all"))], AdamWSettings(learning_rate=0.1, clip_norm=1e-3)
-    )
+    optimiser = make_optimiser(PARAMS, [Rule(".", Group("all"))], AdamWSettings(learning_rate=0.1, clip_norm=1e-3))
     _, state = optimiser.update(GRADS, optimiser.init(PARAMS), PARAMS)
     first_moments = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim and float(jnp.max(leaf)) > 1e-7]
     norm = np.sqrt(sum(float(jnp.sum((leaf / 0.1) ** 2)) for leaf in first_moments))

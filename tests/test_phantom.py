@@ -73,9 +73,7 @@ def test_nuclei_are_many_and_plaques_few():
 
 def test_noise_is_that_of_photons_and_camera():
     optics = plain_optics()
-    image = expose(
-        np.zeros(SIZE, np.float32), np.ones(SIZE, np.float32), optics=optics, rng=np.random.default_rng(0)
-    )
+    image = expose(np.zeros(SIZE, np.float32), np.ones(SIZE, np.float32), optics=optics, rng=np.random.default_rng(0))
     light = ndimage.gaussian_filter(image.astype(float), 6)
     noise = image - light
     expected = optics.gain_counts * (light.mean() - optics.offset_counts) + optics.read_noise_counts**2
@@ -87,9 +85,7 @@ def test_blur_is_wider_along_z_and_a_bright_object_saturates():
     label = np.zeros((41, 41, 41), np.float32)
     label[20, 20, 20] = 1000.0
     optics = plain_optics(gain_counts=0.05)
-    image = (
-        expose(label, np.zeros_like(label), optics=optics, rng=np.random.default_rng(0)).astype(float) - 100
-    )
+    image = expose(label, np.zeros_like(label), optics=optics, rng=np.random.default_rng(0)).astype(float) - 100
     widths = []
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)
@@ -157,10 +153,7 @@ def test_placed_points_keep_their_distance():
 
 
 def test_smooth_noise_is_standard_and_as_wide_as_asked():
-    fields = [
-        shapes.smooth_noise((48, 48, 48), np.array([6.0, 6.0, 2.0]), np.random.default_rng(s))
-        for s in range(4)
-    ]
+    fields = [shapes.smooth_noise((48, 48, 48), np.array([6.0, 6.0, 2.0]), np.random.default_rng(s)) for s in range(4)]
     values = np.concatenate([f.ravel() for f in fields])
     assert abs(values.mean()) < 0.12 and values.std() == pytest.approx(1, abs=0.12)
     field = fields[0]

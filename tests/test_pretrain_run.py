@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+TINY = ("--config", "configs/pretrain_unet.py:tiny")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -108,7 +109,9 @@ def test_text_trains_after_the_warm_up(unet_run):
     workdir, _ = unet_run
     start, end = load_text_tower(workdir / "text").params, read_weights(workdir).params["text_tower"]
     assert not np.array_equal(start["embeddings"]["word"], end["embeddings"]["word"])
-    assert not np.array_equal(start["layer_1"]["attention"]["query"]["kernel"], end["layer_1"]["attention"]["query"]["kernel"])
+    assert not np.array_equal(
+        start["layer_1"]["attention"]["query"]["kernel"], end["layer_1"]["attention"]["query"]["kernel"]
+    )
     np.testing.assert_array_equal(
         start["layer_0"]["attention"]["query"]["kernel"], end["layer_0"]["attention"]["query"]["kernel"]
     )
@@ -120,7 +123,9 @@ def test_a_whole_run_verifies_and_a_flipped_bit_is_named(unet_run, tmp_path):
     workdir = tmp_path / "copy"
     shutil.copytree(unet_run[0], workdir)
     assert "whole" in _lsmfm("verify", workdir).stdout
-    victim = max((path for path in (workdir / "best").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    victim = max(
+        (path for path in (workdir / "best").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
     damaged = bytearray(victim.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     victim.write_bytes(damaged)
@@ -149,9 +154,12 @@ def test_swin_unetr_pretrains_with_text(store, tmp_path):
     ("arguments", "message"),
     [
         (("--config", "configs/nosuch.py"), "configs/nosuch.py is not a file"),
-        (("--config", "configs/pretrain_unet.py:tiny"), "data.stores: (); name at least one patch store"),
-        (("--config", "configs/pretrain_unet.py:tiny", "--config.data.stores=('nosuch',)"), "nosuch is not a patch store"),
-        (("--config", "configs/pretrain_unet.py:tiny", "--config.train.epoch=1"), "did you mean train.epochs"),
+        (TINY, "data.stores: (); name at least one patch store"),
+        (
+            ("--config", "configs/pretrain_unet.py:tiny", "--config.data.stores=('nosuch',)"),
+            "nosuch is not a patch store",
+        ),
+        ((*TINY, "--config.train.epoch=1"), "did you mean train.epochs"),
     ],
 )
 def test_mistakes_get_one_line_that_says_what_to_do(arguments, message, tmp_path):

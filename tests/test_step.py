@@ -22,9 +22,7 @@ def _optimiser(task):
 
 
 def _step(task, *, accumulate_steps=1, decay=0.9):
-    step = build_train_step(
-        task, _optimiser(task), seed=3, accumulate_steps=accumulate_steps, teacher_decay=decay
-    )
+    step = build_train_step(task, _optimiser(task), seed=3, accumulate_steps=accumulate_steps, teacher_decay=decay)
     return jax.jit(step)
 
 
@@ -49,9 +47,7 @@ def test_accumulation_gives_the_loss_and_gradient_of_the_whole_batch(accumulate_
 def test_contrast_is_over_the_global_batch():
     """With one sample in each micro-batch, a contrast that stays inside a micro-batch would be exactly 0."""
     task = toy_task()
-    _, metrics = _step(task, accumulate_steps=8)(
-        create_state(task, _optimiser(task), jax.random.key(0)), toy_batch(0)
-    )
+    _, metrics = _step(task, accumulate_steps=8)(create_state(task, _optimiser(task), jax.random.key(0)), toy_batch(0))
     assert metrics["contrast"] > 0.5
 
 

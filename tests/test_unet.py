@@ -69,9 +69,7 @@ def test_only_the_top_block_depends_on_the_output_channels(variables):
 
 def test_statistics_move_in_training_only(variables):
     x = draw(2, 4, 4, 4, 1, shift=2.0)
-    run = jax.jit(
-        lambda train: TINY.apply(variables, x, train=train, mutable=["batch_stats"])[1], static_argnums=0
-    )
+    run = jax.jit(lambda train: TINY.apply(variables, x, train=train, mutable=["batch_stats"])[1], static_argnums=0)
     frozen, trained = run(False), run(True)
     for path, before in flatten(variables["batch_stats"]).items():
         np.testing.assert_array_equal(flatten(frozen)["batch_stats/" + path], before)
@@ -82,9 +80,7 @@ def test_batch_norm_statistics_are_exact_far_from_zero():
     """A mean 10,000 times the spread; `E[x^2] - E[x]^2` in float32 would be noise there."""
     x = draw(2, 3, 4, 5, 2, shift=1e4)
     module = BatchNorm()
-    y, updated = module.apply(
-        module.init(jax.random.key(0), x, train=True), x, train=True, mutable=["batch_stats"]
-    )
+    y, updated = module.apply(module.init(jax.random.key(0), x, train=True), x, train=True, mutable=["batch_stats"])
     exact = np.asarray(x, np.float64).reshape(-1, 2)
     np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * exact.mean(0), rtol=1e-5)
     np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * exact.var(0, ddof=1), rtol=1e-4)

@@ -112,9 +112,7 @@ def _texts(value: Any, *, where: str) -> list[str]:
     elif isinstance(value, dict) and ("orig" in value or "rewrites" in value):
         texts = ([value["orig"]] if "orig" in value else []) + _list(value.get("rewrites", []), where=where)
     else:
-        raise CaptionError(
-            f"{where}: expected a text, a list of texts, or an object with 'orig' and 'rewrites'."
-        )
+        raise CaptionError(f"{where}: expected a text, a list of texts, or an object with 'orig' and 'rewrites'.")
     if not all(isinstance(text, str) for text in texts):
         raise CaptionError(f"{where}: expected texts only.")
     # Rewriting tools leave empty texts where they gave up.

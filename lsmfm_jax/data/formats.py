@@ -57,13 +57,9 @@ def channels_first(array: np.ndarray) -> np.ndarray:
                 "save each volume or time point as a file of its own",
             )
     else:
-        raise Unreadable(
-            f"it has {array.ndim} axes {shape}, expected Z, Y, X and at most channels", "save it as 3D"
-        )
+        raise Unreadable(f"it has {array.ndim} axes {shape}, expected Z, Y, X and at most channels", "save it as 3D")
     if min(array.shape[1:]) < 2:
-        raise Unreadable(
-            f"it is not 3D: its shape is {shape}", "stack the planes of one volume into one file"
-        )
+        raise Unreadable(f"it is not 3D: its shape is {shape}", "stack the planes of one volume into one file")
     return array
 
 

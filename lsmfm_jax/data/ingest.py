@@ -153,9 +153,7 @@ class _Intake:
         if known is not None and known.sha256 == digest:
             self.summary.known += 1
         elif known is not None:
-            reason = (
-                "it changed since it was ingested, and a store keeps what it has: ingest it to a new store"
-            )
+            reason = "it changed since it was ingested, and a store keeps what it has: ingest it to a new store"
             self.summary.failed.append((file.path, reason))
         elif digest in self.by_file:
             self.summary.duplicates.append((file.path, f"the same bytes as {self.by_file[digest]}"))

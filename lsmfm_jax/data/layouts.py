@@ -63,9 +63,7 @@ def scan(layout: str, root: str | pathlib.Path, *, volume_pattern: str | None = 
     files, problems = survey(layout, root, volume_pattern=volume_pattern)
     if problems:
         path, reason = problems[0]
-        raise LayoutError(
-            f"{len(problems)} file(s) do not follow layout {layout!r}, the first is {path}: {reason}"
-        )
+        raise LayoutError(f"{len(problems)} file(s) do not follow layout {layout!r}, the first is {path}: {reason}")
     return files
 
 
@@ -87,9 +85,7 @@ def survey(layout: str, root: str | pathlib.Path, *, volume_pattern: str | None 
     try:
         pattern = re.compile(volume_pattern) if volume_pattern else None
     except re.error as error:
-        raise LayoutError(
-            f"volume pattern {volume_pattern!r} is not a regular expression: {error}."
-        ) from None
+        raise LayoutError(f"volume pattern {volume_pattern!r} is not a regular expression: {error}.") from None
     paths = _images(root, LAYOUTS[layout].patterns)
     if not paths:
         raise LayoutError(_nothing_found(layout, root))

@@ -222,16 +222,12 @@ class _Assemble:
 class _Lay:
     """Plans a validation batch: consecutive samples, the last one again where they run out."""
 
-    def __init__(
-        self, batch_size: int, count: int, *, then: Callable[[Sequence[tuple[int, Draw]]], Batch]
-    ) -> None:
+    def __init__(self, batch_size: int, count: int, *, then: Callable[[Sequence[tuple[int, Draw]]], Batch]) -> None:
         self.batch_size, self.count, self.then = batch_size, count, then
 
     def __call__(self, batch: int) -> Batch:
         first = int(batch) * self.batch_size
-        return self.then(
-            [(min(row, self.count - 1), CENTRE) for row in range(first, first + self.batch_size)]
-        )
+        return self.then([(min(row, self.count - 1), CENTRE) for row in range(first, first + self.batch_size)])
 
 
 def _block(batch_size: int, process_index: int, process_count: int) -> slice:

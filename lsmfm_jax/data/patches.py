@@ -55,9 +55,7 @@ class PatchReader:
         self.patch_size, self.token_table = patch_size, token_table
         self._percentiles = (lower_percentile, upper_percentile)
         self._rows = [row for store in self.stores for row in store.rows]
-        self._homes = [
-            (at, index) for at, store in enumerate(self.stores) for index in range(len(store.rows))
-        ]
+        self._homes = [(at, index) for at, store in enumerate(self.stores) for index in range(len(store.rows))]
         self._keys = {key: number for number, key in enumerate(caption_keys(self.stores))}
         self.dtype = common_dtype(self._rows)
         self._check()
@@ -162,9 +160,7 @@ def caption_keys(stores: Sequence[PatchStore]) -> list[str]:
 def places(stores: Sequence[PatchStore], indices: Iterable[int | tuple[int, int]]) -> tuple[int, ...]:
     """Places in the list of all patches, from places or (store, row) pairs."""
     starts = np.cumsum([0, *(len(store.rows) for store in stores)])
-    return tuple(
-        int(starts[index[0]] + index[1]) if isinstance(index, tuple) else int(index) for index in indices
-    )
+    return tuple(int(starts[index[0]] + index[1]) if isinstance(index, tuple) else int(index) for index in indices)
 
 
 def fit(

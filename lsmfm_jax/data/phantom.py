@@ -96,9 +96,7 @@ def write_phantoms(
             if blurred:
                 arrays["_blurred"] = blur_counts(image, rng)
             for suffix, array in arrays.items():
-                files.append(
-                    _write_nifti(stem.with_name(f"{stem.name}{suffix}.nii.gz"), array, optics.voxel_um)
-                )
+                files.append(_write_nifti(stem.with_name(f"{stem.name}{suffix}.nii.gz"), array, optics.voxel_um))
             key = stem.parent.parent.name if layout == "wu" else kind
             captions[key] = list(CAPTIONS[kind])
             if layout == "wu":

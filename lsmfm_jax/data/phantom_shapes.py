@@ -20,9 +20,7 @@ def random_rotations(count: int, rng: np.random.Generator) -> Float[np.ndarray, 
     return np.moveaxis(np.array(rows), -1, 0)
 
 
-def ellipsoids(
-    radii_um: Float[np.ndarray, "p 3"], rotations: Float[np.ndarray, "p 3 3"]
-) -> Float[np.ndarray, "p 3 3"]:
+def ellipsoids(radii_um: Float[np.ndarray, "p 3"], rotations: Float[np.ndarray, "p 3 3"]) -> Float[np.ndarray, "p 3 3"]:
     """Matrices that map an offset in micrometres to a vector of length 1 on the ellipsoid's surface."""
     return rotations / radii_um[:, :, None]
 

@@ -59,17 +59,11 @@ def nuclei(size: tuple[int, int, int], voxel_um: np.ndarray, rng: np.random.Gene
         margin_um=6.0,
         rng=rng,
     )
-    crowding = shapes.smooth_noise(size, 60 / voxel_um, rng) + 0.3 * shapes.smooth_noise(
-        size, 18 / voxel_um, rng
-    )
+    crowding = shapes.smooth_noise(size, 60 / voxel_um, rng) + 0.3 * shapes.smooth_noise(size, 18 / voxel_um, rng)
     nearest = np.clip(np.rint(centres / voxel_um).astype(int), 0, np.array(size) - 1)
-    centres = centres[
-        rng.uniform(size=len(centres)) < 1 / (1 + np.exp(-2.5 * (crowding[tuple(nearest.T)] + 0.5)))
-    ]
+    centres = centres[rng.uniform(size=len(centres)) < 1 / (1 + np.exp(-2.5 * (crowding[tuple(nearest.T)] + 0.5)))]
     count = len(centres)
-    radii = (
-        radius * np.exp(rng.normal(scale=[[0.16]], size=(count, 3))) * rng.uniform(0.8, 1.15, size=(count, 1))
-    )
+    radii = radius * np.exp(rng.normal(scale=[[0.16]], size=(count, 3))) * rng.uniform(0.8, 1.15, size=(count, 1))
     amplitudes = np.clip(np.exp(rng.normal(-0.55, 0.42, size=count)), 0.12, 1.4)
     canvas.stamp(centres, shapes.ellipsoids(radii, shapes.random_rotations(count, rng)), amplitudes)
     chromatin = shapes.smooth_noise(size, np.maximum(2.4 / voxel_um, 1.0), rng)
@@ -151,9 +145,7 @@ def _capillaries(extent: np.ndarray, trunks: np.ndarray, rng: np.random.Generato
     Every curve goes to the nearest point not yet left twice, turning as little as it must, and is rounded
     by a spline: long smooth vessels that meet at points, rather than a lattice of straight struts.
     """
-    nodes = shapes.place(
-        extent, density_per_mm3=rng.uniform(0.6e4, 1.5e4), spacing_um=34.0, margin_um=30.0, rng=rng
-    )
+    nodes = shapes.place(extent, density_per_mm3=rng.uniform(0.6e4, 1.5e4), spacing_um=34.0, margin_um=30.0, rng=rng)
     if len(nodes) < 8:
         return []
     _, neighbours = cKDTree(nodes).query(nodes, k=8)
@@ -164,9 +156,7 @@ def _capillaries(extent: np.ndarray, trunks: np.ndarray, rng: np.random.Generato
         if visits[first] >= 2:
             continue
         path = (
-            [trunks[nearest_trunk[first]]]
-            if np.linalg.norm(trunks[nearest_trunk[first]] - nodes[first]) < 60
-            else []
+            [trunks[nearest_trunk[first]]] if np.linalg.norm(trunks[nearest_trunk[first]] - nodes[first]) < 60 else []
         )
         at, heading = int(first), rng.normal(size=3)
         for _ in range(rng.integers(3, 8)):
@@ -193,9 +183,7 @@ def neurons(size: tuple[int, int, int], voxel_um: np.ndarray, rng: np.random.Gen
         soma = rng.uniform(0.02, 0.98, size=3) * extent
         radius, brightness = rng.uniform(5, 8.5), rng.uniform(0.3, 1.0)
         stretch = radius * np.array([[1.0, rng.uniform(0.75, 1.0), rng.uniform(1.1, 1.5)]])
-        canvas.stamp(
-            soma[None], shapes.ellipsoids(stretch, shapes.random_rotations(1, rng)), np.array([brightness])
-        )
+        canvas.stamp(soma[None], shapes.ellipsoids(stretch, shapes.random_rotations(1, rng)), np.array([brightness]))
         headings = [upward + rng.normal(scale=0.25, size=3), *rng.normal(size=(rng.integers(3, 6), 3))]
         for index, heading in enumerate(headings):
             points, radii = shapes.tree(
@@ -227,9 +215,7 @@ def glia(size: tuple[int, int, int], voxel_um: np.ndarray, rng: np.random.Genera
     for centre in centres:
         brightness = float(np.clip(np.exp(rng.normal(-0.5, 0.45)), 0.15, 1.3))
         radii = rng.uniform(3.6, 5.6) * np.array([[1.0, rng.uniform(0.7, 1.0), rng.uniform(1.2, 2.2)]])
-        canvas.stamp(
-            centre[None], shapes.ellipsoids(radii, shapes.random_rotations(1, rng)), np.array([brightness])
-        )
+        canvas.stamp(centre[None], shapes.ellipsoids(radii, shapes.random_rotations(1, rng)), np.array([brightness]))
         for heading in rng.normal(size=(rng.integers(4, 8), 3)):
             points, arm = shapes.tree(
                 centre,

@@ -21,19 +21,13 @@ def surroundings(
     """
     tissue = np.ones(size, np.float32)
     for scale_um, share in ((70.0, 0.7), (22.0, 0.5), (7.0, 0.6), (3.5, 0.6)):
-        tissue *= np.exp(
-            texture * share * shapes.smooth_noise(size, np.maximum(scale_um / voxel_um, 1.0), rng)
-        )
-    grid = np.meshgrid(
-        *[np.arange(n) * v for n, v in zip(size, voxel_um, strict=True)], indexing="ij", sparse=True
-    )
+        tissue *= np.exp(texture * share * shapes.smooth_noise(size, np.maximum(scale_um / voxel_um, 1.0), rng))
+    grid = np.meshgrid(*[np.arange(n) * v for n, v in zip(size, voxel_um, strict=True)], indexing="ij", sparse=True)
     extent = np.array(size) * voxel_um
     if rng.uniform() < (0.7 if kind == "plaques" else 0.2):
         normal = rng.normal(size=3)
         normal /= np.linalg.norm(normal)
-        shift = sum(g * n for g, n in zip(grid, normal, strict=True)) - float(
-            rng.uniform(size=3) * extent @ normal
-        )
+        shift = sum(g * n for g, n in zip(grid, normal, strict=True)) - float(rng.uniform(size=3) * extent @ normal)
         shift = shift + 0.05 * extent.mean() * shapes.smooth_noise(size, 60 / voxel_um, rng)
         width = rng.uniform(0.06, 0.25) * extent.mean()
         tissue *= (1 + rng.uniform(0.2, 0.6) * np.exp(-0.5 * (shift / width) ** 2)).astype(np.float32)

@@ -54,18 +54,14 @@ def replace_file(path: pathlib.Path, data: bytes) -> None:
 def canonical_json(value: Any, *, indent: int | None = None) -> bytes:
     """Write JSON in the one form that a sealed file may have."""
     separators = (",", ":") if indent is None else (",", ": ")
-    text = json.dumps(
-        value, sort_keys=True, indent=indent, separators=separators, ensure_ascii=False, allow_nan=False
-    )
+    text = json.dumps(value, sort_keys=True, indent=indent, separators=separators, ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"
 
 
 def seal(body: dict[str, Any]) -> bytes:
     """Write a dictionary as canonical JSON with the checksum of itself under `sha256`."""
     if "sha256" in body:
-        raise ValueError(
-            "a sealed dictionary names its own checksum 'sha256': call that entry something else"
-        )
+        raise ValueError("a sealed dictionary names its own checksum 'sha256': call that entry something else")
     return canonical_json(body | {"sha256": sha256(canonical_json(body, indent=1))}, indent=1)
 
 

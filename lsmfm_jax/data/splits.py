@@ -56,9 +56,7 @@ def split_by_volume(
         SplitError: fewer than two volumes, a share outside (0, 1), or the same pixels in two volumes.
     """
     if not 0 < validation_frac < 1:
-        raise SplitError(
-            f"validation_frac is {validation_frac}, expected a share between 0 and 1, such as 0.1."
-        )
+        raise SplitError(f"validation_frac is {validation_frac}, expected a share between 0 and 1, such as 0.1.")
     counts = _count(rows, by_file=by_file)
     target = validation_frac * len(rows)
     order = _hash_order(counts, seed)
@@ -82,9 +80,7 @@ def folds(rows: Sequence[PatchRow], *, count: int, seed: int, by_file: bool = Fa
     """
     counts = _count(rows, by_file=by_file)
     if not 2 <= count <= len(counts):
-        raise SplitError(
-            f"{count} folds of {len(counts)} {_unit(by_file)}: expected from 2 to {len(counts)}."
-        )
+        raise SplitError(f"{count} folds of {len(counts)} {_unit(by_file)}: expected from 2 to {len(counts)}.")
     members: list[set[str]] = [set() for _ in range(count)]
     sizes = [0] * count
     # The largest first (the sort keeps the hash order among equals), or the last fold may stay far too small.
@@ -151,8 +147,7 @@ def _count(rows: Sequence[PatchRow], *, by_file: bool) -> Counter[str]:
     ids = Counter(row.id for row in rows)
     if len(ids) < len(rows):
         raise SplitError(
-            f"two patches are called {ids.most_common(1)[0][0]!r}: ingest each data set under "
-            "a source name of its own."
+            f"two patches are called {ids.most_common(1)[0][0]!r}: ingest each data set under a source name of its own."
         )
     _refuse_repeated_pixels(rows, by_file=by_file)
     counts = Counter(_group(row, by_file=by_file) for row in rows)

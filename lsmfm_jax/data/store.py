@@ -118,8 +118,7 @@ def check_header(path: pathlib.Path) -> None:
     """
     if not (path / HEADER).is_file():
         raise StoreError(
-            f"{path} is not a patch store: it has no {HEADER}. Make one with "
-            f"`lsmfm data ingest --out {path}`."
+            f"{path} is not a patch store: it has no {HEADER}. Make one with `lsmfm data ingest --out {path}`."
         )
     header = read_sealed(path / HEADER)
     if header.get("format") != FORMAT:

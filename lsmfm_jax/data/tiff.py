@@ -24,9 +24,7 @@ def decode_tiff(data: bytes) -> Decoded:
             size, source = _voxel_size(file)
     # A damaged file can fail anywhere in the reader, so every exception of it means the same.
     except Exception as error:
-        raise Unreadable(
-            f"it is not a readable TIFF ({error})", "copy the file again, or check its name"
-        ) from None
+        raise Unreadable(f"it is not a readable TIFF ({error})", "copy the file again, or check its name") from None
     return Decoded(channels_first(_to_czyx(pixels, axes)), size, source)
 
 

@@ -67,9 +67,7 @@ def read_volume(path: str | pathlib.Path, *, allow_constant: bool = False) -> Vo
     try:
         return decode_volume(path.read_bytes(), path=path, allow_constant=allow_constant)
     except OSError as error:
-        raise VolumeError(
-            str(path), f"cannot be read ({error.strerror or error})", "check the path"
-        ) from None
+        raise VolumeError(str(path), f"cannot be read ({error.strerror or error})", "check the path") from None
 
 
 def decode_volume(data: bytes, *, path: pathlib.Path, allow_constant: bool = False) -> Volume:
@@ -105,9 +103,7 @@ def read_single(
     return volume.channels[0], volume.info
 
 
-def write_nifti(
-    path: str | pathlib.Path, array: Shaped[np.ndarray, "z y x"], *, like: VolumeInfo | None
-) -> None:
+def write_nifti(path: str | pathlib.Path, array: Shaped[np.ndarray, "z y x"], *, like: VolumeInfo | None) -> None:
     """Write a (Z, Y, X) array as NIfTI with the affine and header of the volume that it was made from.
 
     For a TIFF or .npy input the affine holds the voxel size in micrometres; for None voxels count from zero.
@@ -156,8 +152,6 @@ def _check(array: np.ndarray, *, which: str, constant: bool) -> None:
     if array.dtype.kind == "f":
         finite = int(np.isfinite(array).sum())
         if finite < array.size:
-            raise Unreadable(
-                f"{which} has {array.size - finite} voxels that are NaN or Inf", "export it again"
-            )
+            raise Unreadable(f"{which} has {array.size - finite} voxels that are NaN or Inf", "export it again")
     if not constant and array.min() == array.max():
         raise Unreadable(f"{which} is constant: every voxel is {array.flat[0]}", "leave it out")

@@ -99,9 +99,7 @@ class StoreWriter:
         os.replace(temporary, folder)
         sync_folder(folder.parent)
         self._parts.append(Part(name=name, shape=shape, dtype=dtype, files=files))
-        self.rows += [
-            dataclasses.replace(row, part=name, index=index) for index, (_, row) in enumerate(patches)
-        ]
+        self.rows += [dataclasses.replace(row, part=name, index=index) for index, (_, row) in enumerate(patches)]
 
     def _commit(self) -> None:
         replace_file(self.path / MANIFEST, manifest_bytes(self._parts, self.rows))
@@ -150,8 +148,7 @@ def _create(path: pathlib.Path) -> None:
     strangers = [entry.name for entry in path.iterdir() if entry.name.removesuffix(TEMPORARY) not in ours]
     if strangers:
         raise StoreError(
-            f"{path} is not a patch store and not empty (it holds {strangers[0]!r}): "
-            "name a new folder with --out."
+            f"{path} is not a patch store and not empty (it holds {strangers[0]!r}): name a new folder with --out."
         )
     # The header comes last, so patches under a missing header are a damaged store, not an interrupted start.
     if (path / PARTS).is_dir() and any((path / PARTS).iterdir()):

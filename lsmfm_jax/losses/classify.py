@@ -8,9 +8,7 @@ from jaxtyping import Array, Float, Int, Num
 CLASS_WEIGHTS = ("none", "inverse_frequency", "effective_number")
 
 
-def class_weights(
-    counts: Int[np.ndarray, " k"], *, method: str, beta: float = 0.999
-) -> Float[np.ndarray, " k"]:
+def class_weights(counts: Int[np.ndarray, " k"], *, method: str, beta: float = 0.999) -> Float[np.ndarray, " k"]:
     """Weight of each class in the loss, from how many training samples it has.
 
     `inverse_frequency` is N / (K n), N samples of K classes, scikit-learn's "balanced". `effective_number` is
@@ -64,9 +62,7 @@ def weighted_cross_entropy(
         weights_of_classes: from `class_weights`; None for equal weights.
         weights: one per sample, 0 for samples that only fill up the batch; None for equal weights.
     """
-    losses = -jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)), labels[:, None], axis=1)[
-        :, 0
-    ]
+    losses = -jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)), labels[:, None], axis=1)[:, 0]
     factor = jnp.ones_like(losses) if weights is None else weights.astype(jnp.float32)
     if weights_of_classes is not None:
         factor = factor * weights_of_classes.astype(jnp.float32)[labels]

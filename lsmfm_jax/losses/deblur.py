@@ -68,9 +68,7 @@ def ssim(
     return jnp.mean(luminance * contrast, (1, 2, 3))
 
 
-def _gaussian_windows(
-    volumes: Float[Array, "m b z y x"], *, window: int, sigma: float
-) -> Float[Array, "m b zv yv xv"]:
+def _gaussian_windows(volumes: Float[Array, "m b z y x"], *, window: int, sigma: float) -> Float[Array, "m b zv yv xv"]:
     """Gaussian mean of every window that lies inside the volume."""
     # One banded matrix product per axis: a convolution with one channel would waste an accelerator. The
     # highest precision, because variances are differences of nearly equal means and TF32 would drown them.

@@ -138,9 +138,7 @@ def cl_dice(
     target = target.astype(jnp.float32)
     thin_prediction = soft_skeleton(probability, iterations=iterations)
     thin_target = soft_skeleton(target, iterations=iterations)
-    precision = (jnp.sum(thin_prediction * target, _VOXELS) + smooth) / (
-        jnp.sum(thin_prediction, _VOXELS) + smooth
-    )
+    precision = (jnp.sum(thin_prediction * target, _VOXELS) + smooth) / (jnp.sum(thin_prediction, _VOXELS) + smooth)
     recall = (jnp.sum(thin_target * probability, _VOXELS) + smooth) / (jnp.sum(thin_target, _VOXELS) + smooth)
     return 1.0 - 2.0 * precision * recall / (precision + recall + epsilon)
 

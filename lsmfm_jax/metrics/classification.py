@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 Matrix = Int[np.ndarray, "k k"]
 
 
-def confusion_matrix(
-    truth: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], *, classes: int
-) -> Matrix:
+def confusion_matrix(truth: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], *, classes: int) -> Matrix:
     """Count samples by class: one row per true class, one column per predicted class.
 
     Raises:
@@ -59,9 +57,7 @@ def class_scores(matrix: Matrix) -> dict[str, Float[np.ndarray, " k"]]:
     true, predicted = matrix.sum(1), matrix.sum(0)
     absent = true + predicted == 0
 
-    def ratio(
-        numerator: Float[np.ndarray, " k"], denominator: Int[np.ndarray, " k"]
-    ) -> Float[np.ndarray, " k"]:
+    def ratio(numerator: Float[np.ndarray, " k"], denominator: Int[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
         return np.where(absent, np.nan, numerator / np.maximum(denominator, 1))
 
     return {

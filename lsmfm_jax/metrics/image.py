@@ -60,9 +60,7 @@ def ssim(
     return float(np.mean(luminance * contrast))
 
 
-def _window_mean(
-    volume: Float[np.ndarray, "z y x"], window: int, sigma: float
-) -> Float[np.ndarray, "zv yv xv"]:
+def _window_mean(volume: Float[np.ndarray, "z y x"], window: int, sigma: float) -> Float[np.ndarray, "zv yv xv"]:
     """Gaussian mean of every window that lies inside the volume."""
     offsets = np.arange(window) - (window - 1) / 2
     weights = np.exp(-0.5 * (offsets / sigma) ** 2)

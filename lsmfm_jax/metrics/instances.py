@@ -24,9 +24,7 @@ def components(mask: Mask, *, connectivity: int = 26, minimum_voxels: int = 1) -
         ValueError: for a connectivity other than 6, 18 and 26.
     """
     if connectivity not in CONNECTIVITIES:
-        raise ValueError(
-            f"connectivity is {connectivity}: use one of {CONNECTIVITIES} (faces, edges, corners)"
-        )
+        raise ValueError(f"connectivity is {connectivity}: use one of {CONNECTIVITIES} (faces, edges, corners)")
     labels = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=connectivity)
     return renumber(labels, minimum_voxels=minimum_voxels)
 
@@ -90,9 +88,7 @@ def match(
     order = np.argsort(groups, kind="stable")
     chosen = []
     for pairs in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
-        chosen.append(
-            pairs if len(pairs) == 1 else _assign(pairs, predicted[pairs], true[pairs], dice[pairs])
-        )
+        chosen.append(pairs if len(pairs) == 1 else _assign(pairs, predicted[pairs], true[pairs], dice[pairs]))
     kept = np.concatenate(chosen)
     return predicted[kept], true[kept], dice[kept]
 

@@ -55,9 +55,7 @@ def bootstrap_mean(
     """
     values = np.asarray(values, np.float64)
     if np.isnan(values).any():
-        raise ValueError(
-            f"{int(np.isnan(values).sum())} of {len(values)} values are NaN: there is no mean of them"
-        )
+        raise ValueError(f"{int(np.isnan(values).sum())} of {len(values)} values are NaN: there is no mean of them")
     units = _units(len(values), groups)
     mean = float(values.mean())
     if len(units) < MINIMUM_UNITS or not np.isfinite(values).all():

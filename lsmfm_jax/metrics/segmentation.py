@@ -44,9 +44,7 @@ def total_dice_paper(prediction: Mask, truth: Mask, *, epsilon: float = 1e-8) ->
     return 0.5 * (smoothed(prediction, truth) + smoothed(~prediction, ~truth))
 
 
-def hausdorff_95(
-    prediction: Mask, truth: Mask, *, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
-) -> float:
+def hausdorff_95(prediction: Mask, truth: Mask, *, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> float:
     """The 95th percentile of the distances between the two surfaces, the larger of both directions.
 
     A surface is the foreground voxels with a face neighbour in the background or outside the volume. 0 where

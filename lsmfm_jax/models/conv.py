@@ -64,9 +64,7 @@ def _library_input_gradient(
     return jax.linear_transpose(lambda x: _library(strides, padding, x, kernel), x)(gradient)[0]
 
 
-def _library_weight_gradient(
-    strides: Triple, padding: Triple, sizes: Triple, x: Array, gradient: Array
-) -> Array:
+def _library_weight_gradient(strides: Triple, padding: Triple, sizes: Triple, x: Array, gradient: Array) -> Array:
     kernel = jax.ShapeDtypeStruct((*sizes, x.shape[-1], gradient.shape[-1]), gradient.dtype)
     return jax.linear_transpose(lambda k: _library(strides, padding, x, k), kernel)(gradient)[0]
 
@@ -83,9 +81,7 @@ def _by_platform(
     return lax.platform_dependent(*arrays, cpu=on_cpu, default=elsewhere)
 
 
-def _input_gradient(
-    strides: Triple, padding: Triple, shape: tuple[int, ...], gradient: Array, kernel: Array
-) -> Array:
+def _input_gradient(strides: Triple, padding: Triple, shape: tuple[int, ...], gradient: Array, kernel: Array) -> Array:
     """Adjoint of the convolution in its input; `shape` is the input's."""
     return _by_platform(
         partial(conv_kernels.input_gradient, strides, padding, shape),
@@ -122,9 +118,7 @@ def _windowed(strides: Triple, padding: Triple, x: Array, kernel: Array) -> Arra
     )
 
 
-def _windowed_forward(
-    strides: Triple, padding: Triple, x: Array, kernel: Array
-) -> tuple[Array, tuple[Array, Array]]:
+def _windowed_forward(strides: Triple, padding: Triple, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
     return _windowed(strides, padding, x, kernel), (x, kernel)
 
 
@@ -243,9 +237,7 @@ class Conv(nn.Module):
         window = triple(self.kernel_size)
         padding = tuple(k // 2 for k in window) if self.padding is None else self.padding
         init = uniform_fan_in(math.prod(window) * x.shape[-1])
-        kernel = self.param(
-            "kernel", self.kernel_init or init, (*window, x.shape[-1], self.features), jnp.float32
-        )
+        kernel = self.param("kernel", self.kernel_init or init, (*window, x.shape[-1], self.features), jnp.float32)
         y = conv3d(x.astype(self.dtype), kernel.astype(self.dtype), strides=self.strides, padding=padding)
         if not self.use_bias:
             return y

@@ -145,9 +145,7 @@ def _fit(x: Array, depth: int, height: int) -> Array:
     return jnp.pad(x, ((0, 0), (0, depth - x.shape[1]), (0, height - x.shape[2]), (0, 0), (0, 0)))
 
 
-def _weight_gradient_few_inputs(
-    strides: Triple, padding: Triple, sizes: Triple, x: Array, gradient: Array
-) -> Array:
+def _weight_gradient_few_inputs(strides: Triple, padding: Triple, sizes: Triple, x: Array, gradient: Array) -> Array:
     """Weight gradient for a handful of input channels: all taps side by side, one product."""
     padded = jnp.pad(x, ((0, 0), *((p, p) for p in padding), (0, 0)))
     spans = [s * (n - 1) + 1 for s, n in zip(strides, gradient.shape[1:4], strict=True)]

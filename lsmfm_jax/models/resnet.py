@@ -61,9 +61,7 @@ class ResNet18(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b z y x c"], *, train: bool) -> Float[Array, "b k"]:
         """Compute float32 logits."""
-        stem = Conv(
-            self.widths[0], 7, use_bias=False, kernel_init=CONV_INIT, dtype=self.dtype, name="stem_conv"
-        )
+        stem = Conv(self.widths[0], 7, use_bias=False, kernel_init=CONV_INIT, dtype=self.dtype, name="stem_conv")
         x = BatchNorm(dtype=self.dtype, name="stem_norm")(stem(x), train=train)
         x = nn.max_pool(jax.nn.relu(x), (3, 3, 3), (2, 2, 2), [(1, 1)] * 3)
         for stage, width in enumerate(self.widths):

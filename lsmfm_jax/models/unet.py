@@ -108,9 +108,7 @@ class UpBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b z y x c"], *, train: bool) -> Float[Array, "b z2 y2 x2 f"]:
         """Grow the map."""
-        grow = ConvUnit(
-            self.features, self.strides, self.norm, transposed=True, dtype=self.dtype, name="upsample"
-        )
+        grow = ConvUnit(self.features, self.strides, self.norm, transposed=True, dtype=self.dtype, name="upsample")
         x = grow(x, train=train)
         unit = ConvUnit(self.features, 1, self.norm, conv_only=self.is_top, dtype=self.dtype, name="unit_0")
         return x + unit(x, train=train)
@@ -162,9 +160,7 @@ class UNet(nn.Module):
         x = x.astype(self.dtype)
         stages = []
         for level, stride in enumerate(self.strides):
-            block = ResidualUnit(
-                self.channels[level], stride, self.num_res_units, **common, name=f"down_{level}"
-            )
+            block = ResidualUnit(self.channels[level], stride, self.num_res_units, **common, name=f"down_{level}")
             x = block(x, train=train)
             stages.append(x)
         bottom = ResidualUnit(self.channels[-1], 1, self.num_res_units, **common, name="bottom")
@@ -179,9 +175,7 @@ class UNet(nn.Module):
 
     def _check(self, sizes: tuple[int, ...]) -> None:
         if len(self.strides) != len(self.channels) - 1:
-            raise ValueError(
-                f"strides {self.strides} must have one entry fewer than channels {self.channels}"
-            )
+            raise ValueError(f"strides {self.strides} must have one entry fewer than channels {self.channels}")
         if self.num_res_units < 1:
             raise ValueError(f"num_res_units is {self.num_res_units}; this UNet needs at least 1")
         if self.norm not in NORMS:

@@ -278,9 +278,7 @@ class _Pretraining:
         """Validation figures over all patches; `loss` has the fixed weights of the configuration's `report`."""
         report = self.config.report
         stacked = {
-            name: np.concatenate([output[name] for output in outputs])
-            for name in outputs[0]
-            if name != "logit_scale"
+            name: np.concatenate([output[name] for output in outputs]) for name in outputs[0] if name != "logit_scale"
         }
         real = stacked["weight"] > 0
         stacked = {name: values[real] for name, values in stacked.items()}

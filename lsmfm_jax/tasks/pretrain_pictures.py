@@ -36,9 +36,7 @@ def draw_reconstructions(arrays: dict[str, Any], path: pathlib.Path) -> None:
         panels = (image, np.where(mask, np.nan, image), prediction, filled, error)
         for column, panel in enumerate(panels):
             axis = axes[line][column]
-            axis.imshow(
-                panel, cmap=_MAGMA if column == 4 else _GRAY, vmin=0.0, vmax=1.0, interpolation="nearest"
-            )
+            axis.imshow(panel, cmap=_MAGMA if column == 4 else _GRAY, vmin=0.0, vmax=1.0, interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
             if line == 0:

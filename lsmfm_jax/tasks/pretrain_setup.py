@@ -31,9 +31,7 @@ log = logging.getLogger(__name__)
 TEXT_FOLDER = "text"
 
 
-def pretraining_setup(
-    config: ConfigDict, folder: pathlib.Path, *, say: Callable[[str], None] = print
-) -> Setup:
+def pretraining_setup(config: ConfigDict, folder: pathlib.Path, *, say: Callable[[str], None] = print) -> Setup:
     """Opens the data and the text model of a pretraining run.
 
     Args:

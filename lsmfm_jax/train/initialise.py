@@ -16,9 +16,7 @@ class CoverageError(ValueError):
     """Weights that do not fit the network; the message names the leaves."""
 
 
-def take_over(
-    target: PyTree, source: PyTree, *, allow: Sequence[str] = (), origin: str
-) -> tuple[PyTree, str]:
+def take_over(target: PyTree, source: PyTree, *, allow: Sequence[str] = (), origin: str) -> tuple[PyTree, str]:
     """Puts the leaves of one tree into another of the same structure.
 
     Args:
@@ -42,9 +40,7 @@ def take_over(
         if name not in given:
             problems.append((name, f"{name}: missing"))
         elif tuple(np.shape(given[name])) != tuple(leaf.shape):
-            problems.append(
-                (name, f"{name}: {tuple(np.shape(given[name]))} where {tuple(leaf.shape)} is needed")
-            )
+            problems.append((name, f"{name}: {tuple(np.shape(given[name]))} where {tuple(leaf.shape)} is needed"))
         else:
             taken[name] = given[name]
     problems += [(name, f"{name}: unexpected") for name in given if name not in wanted]

@@ -70,9 +70,7 @@ class AdamWSettings:
 
 def leaf_path(path: tuple[Any, ...]) -> str:
     """A tree path as `a/b/c`."""
-    return "/".join(
-        str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path
-    )
+    return "/".join(str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path)
 
 
 def assign_groups(params: PyTree, rules: Sequence[Rule]) -> PyTree:
@@ -137,9 +135,7 @@ def learning_rate_schedule(settings: AdamWSettings) -> optax.Schedule:
     return optax.join_schedules([warmup, after], [settings.warmup_steps])
 
 
-def make_optimiser(
-    params: PyTree, rules: Sequence[Rule], settings: AdamWSettings
-) -> optax.GradientTransformation:
+def make_optimiser(params: PyTree, rules: Sequence[Rule], settings: AdamWSettings) -> optax.GradientTransformation:
     """AdamW with a group for each parameter.
 
     Frozen groups keep no moments. A group with a thaw step keeps its parameters and moments still until then,
@@ -153,9 +149,7 @@ def make_optimiser(
     groups = assign_groups(params, rules)
     labels = jax.tree.map(lambda group: group.name, groups)
     schedule = learning_rate_schedule(settings)
-    transforms = {
-        group.name: _group_transform(group, schedule, settings) for group in jax.tree.leaves(groups)
-    }
+    transforms = {group.name: _group_transform(group, schedule, settings) for group in jax.tree.leaves(groups)}
     by_group = optax.multi_transform(transforms, labels)
     if not settings.clip_norm:
         return by_group
@@ -169,9 +163,7 @@ class GroupState(NamedTuple):
     inner: Any
 
 
-def _group_transform(
-    group: Group, schedule: optax.Schedule, settings: AdamWSettings
-) -> optax.GradientTransformation:
+def _group_transform(group: Group, schedule: optax.Schedule, settings: AdamWSettings) -> optax.GradientTransformation:
     if group.frozen:
         return optax.set_to_zero()
     decay = settings.weight_decay if group.weight_decay is None else group.weight_decay

@@ -39,9 +39,7 @@ def create_state(task: Task, optimiser: optax.GradientTransformation, key: jax.A
     return state_of(task, optimiser, params, batch_stats)
 
 
-def state_of(
-    task: Task, optimiser: optax.GradientTransformation, params: PyTree, batch_stats: PyTree
-) -> TrainState:
+def state_of(task: Task, optimiser: optax.GradientTransformation, params: PyTree, batch_stats: PyTree) -> TrainState:
     """The state of a run that starts from given parameters."""
     teacher = task.teacher_of(params, batch_stats) if task.teacher_of else {}
     # A copy, not an alias: both are donated to the step, and one buffer cannot be donated twice.

@@ -11,6 +11,7 @@ from lsmfm_jax.train.checkpoint import (
     read_part,
     write_json_atomically,
 )
+from lsmfm_jax.train.records import seal_records
 
 PyTree = Any
 GROUPS = ("best", "checkpoints")
@@ -63,9 +64,7 @@ def read_weights(folder: pathlib.Path | str, *, teacher: bool = False) -> Weight
                 damages.append(str(error))
                 continue
             return _weights(folder, group, step, record, state, teacher=teacher)
-    raise CheckpointError(
-        f"{folder}: no whole checkpoint there{': ' if damages else ''}{'; '.join(damages[:3])}"
-    )
+    raise CheckpointError(f"{folder}: no whole checkpoint there{': ' if damages else ''}{'; '.join(damages[:3])}")
 
 
 def _weights(
@@ -110,3 +109,4 @@ def write_weights(
     checkpoints.save(0, state, {"epoch": 0, "best": None})
     checkpoints.close()
     write_json_atomically(folder / "run.json", record)
+    seal_records(folder)
