@@ -1,5 +1,7 @@
 """Groups by path rules: all parameters covered, frozen means frozen, thawing at its step, rates as told."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,7 +93,7 @@ def test_cosine_only_falls_after_the_warmup():
     rates = [float(learning_rate_schedule(settings)(step)) for step in range(60)]
     assert rates[0] == 0.0 and max(rates) == pytest.approx(0.1)
     after = rates[5:]
-    assert all(one >= other for one, other in zip(after, after[1:], strict=False))
+    assert all(one >= other for one, other in itertools.pairwise(after))
     assert rates[-1] == pytest.approx(0.01)
 
 

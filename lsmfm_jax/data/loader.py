@@ -100,8 +100,8 @@ def make_loader(
     """Training batches from step `start_step` on: this process's rows of each global batch.
 
     A batch holds image (B, Z, Y, X) in the stores' common integer type or float32, low and high (B,) float32,
-    caption_key (B,) int32 (a place in `patches.caption_keys`, -1 where the store has no captions), sample (B,) int32 (a place in the list of all
-    patches), and with a token table tokens (B, T) int32 and token_mask (B, T) bool.
+    caption_key (B,) int32 (a place in `patches.caption_keys`, -1 where the store has no captions), sample (B,) int32
+    (a place in the list of all patches), and with a token table tokens (B, T) int32 and token_mask (B, T) bool.
 
     Args:
         stores: the run's stores.
