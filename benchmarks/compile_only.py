@@ -15,7 +15,7 @@ import gpu_target  # First: it sets what JAX reads when it starts.
 import outcome
 from compiled_program import describe
 from flops import count, training_operations_per_patch
-from plain_tail import plain_tail
+from plain_tail import distillation_at_once, plain_tail
 from recipes import add_arguments, recipe
 from step_dummy_data import described
 from training_step import batch_shapes, lowered_arguments, parts
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1, choices=(1, 2, 4, 8), help="cards (default 1)")
     parser.add_argument("--depth", type=int, default=1, help="cards along the Z axis of volumes (default 1)")
     parser.add_argument("--plain-tail", action="store_true", help="SwinUNETR with its dense features made")
+    parser.add_argument("--distillation-at-once", action="store_true", help="over all voxels, not slab by slab")
     options = parser.parse_args()
     config = recipe(
         options.model,
@@ -39,9 +40,13 @@ def main() -> None:
         tiny=options.tiny,
     )
     config.mesh.depth = options.depth
-    with plain_tail() if options.plain_tail else contextlib.nullcontext():
+    forms = {"plain_tail": plain_tail, "distillation_at_once": distillation_at_once}
+    with contextlib.ExitStack() as stack:
+        for name, form in forms.items():
+            if getattr(options, name):
+                stack.enter_context(form())
         result = measure(config, devices=options.devices)
-    result["plain_tail"] = options.plain_tail
+    result |= {name: getattr(options, name) for name in forms}
     outcome.finish(result, options.json)
 
 
@@ -54,6 +59,8 @@ def measure(config: Any, *, devices: int) -> dict[str, Any]:
     result = outcome.facts("compile_only", device=f"{devices} x {gpu_target.DEVICE}, compiled for, not run")
     result |= described(config) | {"devices": devices, "mesh": dict(mesh.shape)}
     result |= describe(compiled)
+    # Where it is not, every card along the depth computes the whole volume.
+    result["depth_is_split"] = result["deepest_convolution"] <= config.data.input_size[0] // mesh.shape["depth"]
     result["operations_per_step"] = step_operations(config)
     result["operations_per_patch"] = training_operations_per_patch(config)
     result["compile_s"] = seconds

@@ -27,20 +27,14 @@ def describe(compiled: Any) -> dict[str, Any]:
         "argument_bytes": memory.argument_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes,
         "aliased_bytes": memory.alias_size_in_bytes,
-        "flops_by_xla": _flops(compiled),
         "collectives": collectives,
         "convolution_windows": _windows(lines),
         "convolution_layouts": _layouts(lines),
         "copies_and_transposes": _moves(lines),
+        "deepest_convolution": deepest_convolution(lines),
         "wide_convolutions": wide_convolutions(lines),
         "gathered_activations": gathered_activations(lines),
     }
-
-
-def _flops(compiled: Any) -> float | None:
-    """XLA's own count: bodies of loops once, and unknown library calls not at all."""
-    analysis = compiled.cost_analysis()
-    return (analysis or {}).get("flops")
 
 
 def _operation(line: str) -> tuple[str, str]:
@@ -90,6 +84,18 @@ def _windows(lines: list[str]) -> dict[str, int]:
 def wide_convolutions(lines: list[str]) -> list[str]:
     """Windows of 10 and more, of convolutions."""
     return [size for size in _windows(lines) if max(map(int, size.split("x"))) >= WIDE_WINDOW]
+
+
+def deepest_convolution(lines: list[str]) -> int:
+    """The largest Z of a convolution's result on one device, voxels."""
+    found = [0]
+    for line in lines:
+        labels = re.search(r"dim_labels=\w+->(\w+)", line)
+        sizes = _ARRAY.search(line.partition(" = ")[2])
+        # A weight gradient's result is a kernel, whose extent is no volume's.
+        if _is_convolution(line) and labels and sizes and "BackwardFilter" not in line and "0" in labels[1]:
+            found.append(int(sizes[2].split(",")[labels[1].index("0")]))
+    return max(found)
 
 
 def gathered_activations(lines: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ from unittest import mock
 
 from jaxtyping import Array, Float
 
+from lsmfm_jax.losses import pretrain as losses
 from lsmfm_jax.models import BACKBONES
 from lsmfm_jax.models.backbone import Trunk
 from lsmfm_jax.models.precision import add_bias
@@ -30,4 +31,11 @@ class PlainSwinUNETR(SwinUNETR):
 def plain_tail() -> Iterator[None]:
     """Within this, recipes build the plain SwinUNETR."""
     with mock.patch.dict(BACKBONES, swin_unetr=PlainSwinUNETR):
+        yield
+
+
+@contextlib.contextmanager
+def distillation_at_once() -> Iterator[None]:
+    """Within this, the distillation takes all voxels at once, with all their channels, not slab by slab."""
+    with mock.patch.object(losses, "rows_per_slab", lambda shape, _: shape[0]):
         yield

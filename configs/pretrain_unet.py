@@ -70,7 +70,7 @@ def _tiny(config: ConfigDict) -> None:
     config.optim.clip_norm = 1.0
     config.warmup_epochs = 2
     config.train.batch_size = 8
-    config.train.epochs = 25
+    config.train.epochs = 18
     config.train.validate_every_epochs = 2
-    config.train.pictures_every_epochs = 12
+    config.train.pictures_every_epochs = 9
     config.train.checkpoint_every_epochs = 10
