@@ -6,10 +6,15 @@ BIN := $(VENV)/bin
 # Pretraining on your own patches: make pretrain DATA=folder LAYOUT=wu CAPTIONS=captions.json CONFIG=configs/...
 DATA ?= runs/phantom/patches
 LAYOUT ?= selma
-CAPTIONS ?= $(wildcard $(DATA)/captions.json)
+CAPTIONS ?= $(DATA)/captions.json
 CONFIG ?= configs/pretrain_unet.py:tiny
 RUN ?= runs/pretrain
 STORE ?= $(RUN)-store
+# Any key of the configuration: OVERRIDES="--config.train.epochs=2"
+OVERRIDES ?=
+# A captions file that was named must be there; the usual one may be missing: then the store is image-only.
+captions_flag = $(if $(filter command environment,$(origin CAPTIONS)),--captions $(CAPTIONS),\
+  $$(test -e $(CAPTIONS) && echo --captions $(CAPTIONS)))
 
 .PHONY: pretrain finetune test soak sharding-tables parity lint clean
 
@@ -32,10 +37,9 @@ runs/phantom/patches: | $(VENV)/.ready
 	mv $@.tmp $@
 
 pretrain: $(VENV)/.ready $(if $(filter runs/phantom/patches,$(DATA)),runs/phantom/patches)
-	$(BIN)/lsmfm data ingest --layout $(LAYOUT) --root $(DATA) --out $(STORE) \
-	  --captions $(or $(CAPTIONS),$(DATA)/captions.json)
+	$(BIN)/lsmfm data ingest --layout $(LAYOUT) --root $(DATA) --out $(STORE) $(captions_flag)
 	$(BIN)/lsmfm data info $(STORE)
-	$(BIN)/lsmfm pretrain --config $(CONFIG) --workdir $(RUN) --config.data.stores="('$(STORE)',)"
+	$(BIN)/lsmfm pretrain --config $(CONFIG) --workdir $(RUN) --config.data.stores="('$(STORE)',)" $(OVERRIDES)
 
 # Twenty kills and 200 flipped bits; `SOAK_SEED=N` draws other moments.
 soak: $(VENV)/.ready
