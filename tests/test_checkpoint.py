@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lsmfm_jax.train import checkpoint
+from lsmfm_jax.train import fingerprints as fingerprints_module
 from lsmfm_jax.train.checkpoint import (
     CheckpointError,
     Checkpoints,
     SaveError,
     committed_steps,
     damaged_files,
-    fingerprints,
     read_part,
 )
+from lsmfm_jax.train.fingerprints import fingerprints
 from lsmfm_jax.train.sharding import make_mesh
 
 
@@ -185,6 +185,18 @@ def test_nothing_whole_left_is_an_error_that_names_the_folder(tmp_path):
         checkpoints.restore(_abstract(_state(0)))
 
 
+def test_a_checkpoint_that_a_kill_left_unsealed_is_sealed_by_the_next_start(tmp_path):
+    """The best checkpoint is never restored by a resume, so it stayed without its seal."""
+    folder = tmp_path / "c"
+    _written(folder)
+    (folder / "seals" / "2.json").unlink()
+    again = Checkpoints(folder, keep=3)
+    again.adopt_unsealed(_abstract(_state(0)))
+    again.seal()
+    assert damaged_files(folder, 2) == []
+    assert (folder / "seals" / "2.json").exists()
+
+
 def test_no_checkpoint_is_not_an_error(tmp_path):
     assert Checkpoints(tmp_path / "c", keep=1).restore(_abstract(_state(0))) is None
 
@@ -223,8 +235,8 @@ def test_fingerprints_see_every_bit_and_no_sharding():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])
 def test_host_and_device_give_the_same_fingerprint(dtype):
     leaf = (100 * jax.random.normal(jax.random.key(2), (7, 5))).astype(dtype)
-    on_device = checkpoint._device_fingerprint(leaf)
-    assert tuple(int(value) for value in on_device) == checkpoint._host_fingerprint(np.asarray(leaf))
+    on_device = fingerprints_module._device_fingerprint(leaf)
+    assert tuple(int(value) for value in on_device) == fingerprints_module._host_fingerprint(np.asarray(leaf))
 
 
 def test_parts_are_read_without_the_rest(tmp_path):

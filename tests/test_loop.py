@@ -11,7 +11,8 @@ import pytest
 from toy import toy_batch, toy_batches, toy_task
 
 from lsmfm_jax.config import defaults
-from lsmfm_jax.train.checkpoint import combined_fingerprint, committed_steps
+from lsmfm_jax.train.checkpoint import committed_steps
+from lsmfm_jax.train.fingerprints import combined_fingerprint
 from lsmfm_jax.train.initialise import CoverageError
 from lsmfm_jax.train.loop import Ending, NonFiniteError
 from lsmfm_jax.train.optim import Group, Rule

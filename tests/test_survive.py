@@ -16,7 +16,8 @@ import pytest
 from tiny_runs import final_state, finish, make_store, metrics, pretraining, start
 from toy import toy_batches
 
-from lsmfm_jax.train.checkpoint import SaveError, combined_fingerprint, committed_steps
+from lsmfm_jax.train.checkpoint import SaveError, committed_steps
+from lsmfm_jax.train.fingerprints import combined_fingerprint
 from lsmfm_jax.train.loop import Ending
 from lsmfm_jax.train.records import SEAL
 from lsmfm_jax.train.run import ResumeError, check_run_folder, execute

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from lsmfm_jax.train.optim import leaf_path
+from lsmfm_jax.train.fingerprints import fingerprints
 from lsmfm_jax.train.processes import any_process, wait_for_all
 
 PyTree = Any
@@ -37,65 +36,6 @@ class Restored(NamedTuple):
     state: PyTree
     meta: dict[str, Any]
     step: int
-
-
-# Each element's bits are mixed with its position by a bijection, then all are added up modulo 2^32: one changed
-# bit always changes the sum, and the order of addition, so the sharding, does not. Two salts give 64 bits.
-_SALTS = (0x9E3779B9, 0x85EBCA6B)
-
-
-def _mixed_sum(bits: Any, numbers: Any, salt: int) -> Any:
-    """The sum for one salt, of words (N,) uint32; `numbers` is the array module, `numpy` or `jax.numpy`."""
-    u32 = numbers.uint32
-    word = bits ^ (numbers.arange(bits.size, dtype=u32) * u32(salt) + u32(salt >> 3))
-    word = (word ^ (word >> u32(16))) * u32(0x7FEB352D)
-    word = (word ^ (word >> u32(15))) * u32(0x846CA68B)
-    return numbers.sum(word ^ (word >> u32(16)), dtype=u32)
-
-
-def _device_fingerprint(leaf: jax.Array) -> jax.Array:
-    flat = leaf.reshape(-1)
-    if flat.dtype == jnp.bool_:
-        flat = flat.astype(jnp.uint8)
-    bits = jax.lax.bitcast_convert_type(flat, jnp.dtype(f"uint{8 * flat.dtype.itemsize}"))
-    bits = bits.astype(jnp.uint32).reshape(-1)
-    return jnp.stack([_mixed_sum(bits, jnp, salt) for salt in _SALTS])
-
-
-@jax.jit
-def _device_fingerprints(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [_device_fingerprint(leaf) for leaf in leaves]
-
-
-def _host_fingerprint(leaf: Any) -> tuple[int, int]:
-    flat = np.ascontiguousarray(leaf).reshape(-1)
-    bits = flat.view(np.dtype(f"uint{8 * flat.dtype.itemsize}")).astype(np.uint32)
-    first, second = (int(_mixed_sum(bits, np, salt)) for salt in _SALTS)
-    return first, second
-
-
-def fingerprints(tree: PyTree) -> dict[str, str]:
-    """A 64-bit fingerprint of every leaf, the same for any sharding; path to 16 hexadecimal digits."""
-    named = [(leaf_path(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-    leaves = [leaf for _, leaf in named]
-    if all(_is_on_host(leaf) for leaf in leaves):
-        # A program for each set of shapes takes longer to compile than the sums take.
-        pairs = [_host_fingerprint(leaf) for leaf in leaves]
-    else:
-        pairs = jax.device_get(_device_fingerprints(leaves))
-    return {name: f"{int(pair[0]):08x}{int(pair[1]):08x}" for (name, _), pair in zip(named, pairs, strict=True)}
-
-
-def _is_on_host(leaf: Any) -> bool:
-    if isinstance(leaf, jax.Array):
-        return leaf.is_fully_addressable and all(device.platform == "cpu" for device in leaf.devices())
-    return isinstance(leaf, np.ndarray | np.generic)
-
-
-def combined_fingerprint(tree: PyTree) -> str:
-    """One fingerprint of a whole tree."""
-    text = json.dumps(fingerprints(tree), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Checkpoints:
@@ -232,6 +172,20 @@ class Checkpoints:
                 "Start again in a new folder, or restore the folder from a copy"
             )
         return None
+
+    def adopt_unsealed(self, abstract_state: PyTree) -> None:
+        """Has checkpoints sealed that a killed run committed but no longer sealed, where they are whole."""
+        for step in committed_steps(self.folder):
+            if step in self._unsealed or (self.folder / "seals" / f"{step}.json").exists():
+                continue
+            try:
+                whole = not _differing_leaves(self.folder / str(step), self._read(step, abstract_state))
+            except Exception:  # as in `restore`
+                whole = False
+            if any_process(not whole):
+                self._set_aside([step])
+            else:
+                self._unsealed.add(step)
 
     def _damaged(self, step: int) -> bool:
         return jax.process_index() == 0 and bool(damaged_files(self.folder, step))

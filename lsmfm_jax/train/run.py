@@ -11,7 +11,8 @@ import jax
 from ml_collections import ConfigDict
 
 from lsmfm_jax.config_files import as_json, differences
-from lsmfm_jax.train.checkpoint import Checkpoints, combined_fingerprint, committed_steps, write_json_atomically
+from lsmfm_jax.train.checkpoint import Checkpoints, committed_steps, write_json_atomically
+from lsmfm_jax.train.fingerprints import combined_fingerprint
 from lsmfm_jax.train.initialise import take_over
 from lsmfm_jax.train.loop import Ending, Loop, LoopSettings, Run
 from lsmfm_jax.train.optim import AdamWSettings, Rule, group_table, make_optimiser
@@ -122,6 +123,8 @@ def execute(
     )
     best = Checkpoints(folder / "best", keep=1)
     restored = checkpoints.restore(abstract)
+    for kept in (checkpoints, best):
+        kept.adopt_unsealed(abstract)
     if restored is None:
         state = _fresh_state(config, setup, optimiser, shardings, say)
     else:
