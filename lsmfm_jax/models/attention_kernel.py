@@ -9,9 +9,10 @@ from jaxtyping import Array, Float, Int
 from lsmfm_jax.models.precision import widen
 
 # Scores held at one time. On a CPU they should stay in the cache, which is five times faster than going
-# through memory. Elsewhere the limit bounds memory (1 GiB of float32) and keeps tensors below 2**31 elements.
+# through memory. Elsewhere the limit bounds memory, 256 MiB of float32 for each of the few copies that a backward
+# pass holds, and keeps tensors below 2**31 elements.
 CPU_SCORES = 2**18
-DEVICE_SCORES = 2**28
+DEVICE_SCORES = 2**26
 REGIONS = 8  # within one window: each axis may be cut once
 # What Swin adds to the score of a forbidden pair; exp(-100) is below float32's smallest normal number.
 FORBIDDEN = -100.0
