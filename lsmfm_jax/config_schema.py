@@ -200,6 +200,12 @@ _FINETUNE: Schema = {
 
 _SEGMENT: Schema = {
     **_FINETUNE,
+    "data": {
+        **_LABELLED_DATA,
+        "foreground_frac": Key(
+            0.0, "share of the training crops with a voxel of the mask in their middle", low=0.0, high=1.0
+        ),
+    },
     "reinit_top": Key(False, "draw the backbone's last block anew, for comparison with the released code"),
     "loss": {
         "name": Key("dice_focal", "what is minimised", choices=("dice_focal", "dice_ce")),

@@ -167,3 +167,20 @@ def test_the_stream_depends_on_the_step_alone_and_keeps_pairs():
     np.testing.assert_array_equal(np.bincount(drawn), [4, 4, 4])
     crops = {batch["image"][row].tobytes() for batch in batches for row in range(4)}
     assert len(crops) == 16
+
+
+def test_crops_are_drawn_around_voxels_of_the_mask():
+    patch = _patch((20, 24, 20))
+    rare = np.zeros(patch.image.shape, np.uint8)
+    rare[2, 12, 17] = 1
+    empty = LabelledPatch("b", patch.image, 10.0, 900.0, np.zeros_like(rare))
+    source = LabelledSource([LabelledPatch("a", patch.image, 10.0, 900.0, rare), empty], patch_size=(8, 8, 8))
+    batches = list(itertools.islice(training_batches(source, batch_size=4, seed=1, foreground_frac=1.0), 5))
+    crops = {(int(i), image.tobytes()) for b in batches for i, image in zip(b["sample"], b["image"], strict=True)}
+    # The voxel is in the middle along Y, and as near to it as the edges allow along Z and X.
+    around = patch.image[0:8, 8:16, 12:20]
+    assert [image for index, image in crops if index == 0] == [around.tobytes()]
+    assert len([image for index, image in crops if index == 1]) > 5
+    some = itertools.islice(training_batches(source, batch_size=4, seed=1, foreground_frac=0.5), 20)
+    shares = [float(batch["target"][batch["sample"] == 0].any(axis=(1, 2, 3)).mean()) for batch in some]
+    assert 0.4 < np.mean(shares) < 0.8

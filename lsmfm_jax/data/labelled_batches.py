@@ -145,6 +145,28 @@ class LabelledSource:
         self._image_dtype = _common_dtype([patch.image for patch in patches])
         targets = [patch.target for patch in patches if patch.target is not None]
         self._target_dtype = _common_dtype(targets) if targets else None
+        self._foregrounds: dict[int, np.ndarray] = {}
+
+    def corner(self, index: int, rng: np.random.Generator, *, foreground_frac: float) -> tuple[float, float, float]:
+        """Where to crop: anywhere or, in `foreground_frac` of the draws, with a voxel of the mask in the middle.
+
+        Near an edge of the patch that voxel lies off the middle; an empty mask is cropped anywhere.
+        """
+        anywhere = rng.random(3)
+        if rng.random() >= foreground_frac or not len(self._foreground(index)):
+            return tuple(float(u) for u in anywhere)
+        voxels = self._foreground(index)
+        shape = self.patches[index].image.shape
+        middle = np.unravel_index(voxels[rng.integers(len(voxels))], shape)
+        shares = zip(middle, shape, self.patch_size, strict=True)
+        return tuple(_corner_share(int(at), have, side) for at, have, side in shares)
+
+    def _foreground(self, index: int) -> np.ndarray:
+        """Flat places of the voxels of a patch's mask, found once."""
+        if index not in self._foregrounds:
+            target = self.patches[index].target
+            self._foregrounds[index] = np.flatnonzero(target) if target is not None else np.zeros(0, np.int64)
+        return self._foregrounds[index]
 
     def crop(self, index: int, corner: tuple[float, float, float]) -> Batch:
         """The crop of a patch whose corner is at the given share (0 to 1) of the room there is for it."""
@@ -187,6 +209,14 @@ class LabelledSource:
         ]
 
 
+def _corner_share(middle: int, have: int, side: int) -> float:
+    """Along one axis: the share of the room at which `fit` begins a crop with `middle` in its middle, or near it."""
+    room = max(have - side, 0)
+    start = min(max(middle - side // 2, 0), room)
+    # Half a voxel more, so that rounding down always gives this start.
+    return (start + 0.5) / (room + 1)
+
+
 def _starts(have: int, side: int) -> list[int]:
     """Starts of windows that cover an axis: side by side, the last one moved back to the end."""
     last = max(have - side, 0)
@@ -208,6 +238,7 @@ def training_batches(
     *,
     batch_size: int,
     seed: int,
+    foreground_frac: float = 0.0,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -215,13 +246,15 @@ def training_batches(
 ) -> Iterator[Batch]:
     """This process's rows of each global batch from a step on, without end: random crops in a new order each epoch.
 
+    `foreground_frac` of the crops have a voxel of the mask in their middle (see `LabelledSource.corner`).
+
     A batch holds image (B, Z, Y, X), low, high (B,) float32, sample (B,) int32, and where the patches have them
     target (B, Z, Y, X) and label (B,) int32.
     """
     block = _block(batch_size, process_index, process_count)
 
     def draw(index: int, rng: np.random.Generator) -> tuple[int, tuple[float, ...]]:
-        return int(index), tuple(float(u) for u in rng.random(3))
+        return int(index), source.corner(int(index), rng, foreground_frac=foreground_frac)
 
     def assemble(plan: Sequence[tuple[int, tuple[float, float, float]]]) -> Batch:
         return _stack([source.crop(index, corner) for index, corner in plan[block]])

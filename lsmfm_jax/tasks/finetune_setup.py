@@ -80,6 +80,8 @@ def finetuning_setup(config: ConfigDict, folder: pathlib.Path, *, say: Say = pri
 
     def batches(start_step: int) -> Any:
         settings = {"batch_size": config.train.batch_size, "seed": config.seed, "prefetch": config.data.prefetch}
+        if config.task == "segment":
+            settings["foreground_frac"] = config.data.foreground_frac
         return training_batches(source, start_step=start_step, **settings, **share)
 
     return Setup(
