@@ -121,6 +121,11 @@ def pca_classify(fitted: PcaClassifier, volumes: Num[np.ndarray, "n z y x"]) -> 
     return fitted.pipeline.predict(_blocks(volumes, fitted.block_voxels))
 
 
+def pca_probabilities(fitted: PcaClassifier, volumes: Num[np.ndarray, "n z y x"]) -> Float[np.ndarray, "n k"]:
+    """Probability of each class that was among the training patches, in the order of their numbers."""
+    return fitted.pipeline.predict_proba(_blocks(volumes, fitted.block_voxels)).astype(np.float32)
+
+
 def _blocks(volumes: Num[np.ndarray, "n z y x"], side: int) -> Float[np.ndarray, "n f"]:
     """Means over blocks of voxels, one row per patch."""
     means = block_reduce(volumes.astype(np.float32), (1, side, side, side), np.mean)

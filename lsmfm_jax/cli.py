@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(commands)
     _add_training(commands)
     _add_predict(commands)
+    _add_baseline(commands)
     _add_evaluate(commands)
     _add_convert(commands)
     _add_report(commands)
@@ -126,6 +127,18 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
     predict.add_argument("--batch", type=int, default=1, help="windows on the device at a time (default 1)")
     predict.add_argument("--overwrite", action="store_true", help="replace results that are there")
     predict.set_defaults(run=_predict)
+
+
+def _add_baseline(commands: argparse._SubParsersAction) -> None:
+    baseline = commands.add_parser(
+        "baseline", help="thresholds, or PCA and logistic regression, fitted on the training patches of a run"
+    )
+    baseline.add_argument("--run", dest="folder", required=True, type=pathlib.Path, help="folder of a finetuned run")
+    baseline.add_argument("inputs", nargs="+", type=pathlib.Path, metavar="INPUT", help="image files, folders of them")
+    baseline.add_argument("--out", required=True, type=pathlib.Path, help="folder for a folder of each baseline")
+    baseline.add_argument("--label-dir", type=pathlib.Path, help="labels to judge by (default: those beside the files)")
+    baseline.add_argument("--overwrite", action="store_true", help="replace results that are there")
+    baseline.set_defaults(run=_baseline)
 
 
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
@@ -302,6 +315,15 @@ def _predict(options: argparse.Namespace) -> int:
         label_dir=options.label_dir,
         overwrite=options.overwrite,
         say=say,
+    )
+    return 0
+
+
+def _baseline(options: argparse.Namespace) -> int:
+    from lsmfm_jax.predict.baseline import predict_baselines
+
+    predict_baselines(
+        options.folder, options.inputs, options.out, label_dir=options.label_dir, overwrite=options.overwrite
     )
     return 0
 

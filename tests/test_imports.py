@@ -17,7 +17,7 @@ ALLOWED = {
     "train": LEAVES | CONFIG,
     "tasks": LEAVES | CONFIG | {"train", "convert"},
     "convert": LEAVES | CONFIG | {"train"},
-    "predict": LEAVES | CONFIG | {"train", "tasks", "convert"},
+    "predict": LEAVES | CONFIG | {"train", "tasks", "convert", "baselines"},
     "evaluate": LEAVES | CONFIG,
     "baselines": LEAVES | CONFIG,
     "report": CONFIG | {"train"},

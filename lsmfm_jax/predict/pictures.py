@@ -17,16 +17,17 @@ Panel = tuple[str, np.ndarray]
 def draw_segmentation(
     path: pathlib.Path,
     image: Volume,
-    probability: Float[np.ndarray, "z y x"],
+    probability: Float[np.ndarray, "z y x"] | None,
     mask: Bool[np.ndarray, "z y x"],
     truth: Bool[np.ndarray, "z y x"] | None,
 ) -> None:
-    """Draws the slice with most foreground: image, truth if any, probability, mask over the image."""
+    """Draws the slice with most foreground: image, truth and probability if any, mask over the image."""
     z = _fullest(mask if truth is None else truth)
     grey = _grey(image[z])
     panels = [("input", grey)]
     panels += [] if truth is None else [("truth", _overlay(grey, truth[z]))]
-    panels += [("probability", probability[z]), ("prediction", _overlay(grey, mask[z]))]
+    panels += [] if probability is None else [("probability", probability[z])]
+    panels += [("prediction", _overlay(grey, mask[z]))]
     _draw(path, panels, f"z = {z} of {len(image)}")
 
 

@@ -91,19 +91,55 @@ def predict(
     """
     settings = settings or Settings()
     predictor = load_predictor(checkpoint, window=window, flips=flips)
-    cases, left_out = find_cases(inputs, task=predictor.task, label_dir=label_dir)
-    _check_outputs(cases, out, predictor.task, overwrite=overwrite)
-    out.mkdir(parents=True, exist_ok=True)
-    say(
-        f"{predictor.task} with {predictor.origin}: {len(cases)} files, windows of "
-        f"{' x '.join(map(str, predictor.window))} voxels{', mean of 8 flips' if flips else ''}"
-        f"{f'; {len(left_out)} labels, masks and the like left out' if left_out else ''}"
+    task = predictor.task
+    return write_cases(
+        inputs,
+        out,
+        lambda case: WRITERS[task](predictor, case, out, settings),
+        task=task,
+        endings=ENDINGS[task],
+        title=f"{task} with {predictor.origin}, windows of {' x '.join(map(str, predictor.window))} voxels"
+        f"{', mean of 8 flips' if flips else ''}",
+        label_dir=label_dir,
+        overwrite=overwrite,
+        say=say,
     )
+
+
+def write_cases(
+    inputs: Sequence[pathlib.Path],
+    out: pathlib.Path,
+    write: Callable[[Case], Row],
+    *,
+    task: str,
+    endings: Sequence[str],
+    title: str,
+    label_dir: pathlib.Path | None,
+    overwrite: bool,
+    say: Callable[[str], None],
+) -> list[Row]:
+    """Does one thing for each of the files, and writes the table of what it gave; as `predict`, which see.
+
+    Args:
+        inputs: files and folders.
+        out: folder to write; made if absent.
+        write: writes the results of a file, whose names are the case's with `endings`, and gives its row.
+        task: whose rules say what is an image and what is its truth.
+        endings: of the files that `write` writes.
+        title: what is done, to be printed.
+        label_dir: where labels are that do not lie beside their image.
+        overwrite: replace results that are there.
+        say: prints a line.
+    """
+    cases, left_out = find_cases(inputs, task=task, label_dir=label_dir)
+    _check_outputs(cases, out, endings, overwrite=overwrite)
+    out.mkdir(parents=True, exist_ok=True)
+    say(f"{title}: {len(cases)} files{f'; {len(left_out)} labels, masks and the like left out' if left_out else ''}")
     rows, failures = [], []
     for case in cases:
-        row: Row = {"file": str(case.path), "task": predictor.task}
+        row: Row = {"file": str(case.path), "task": task}
         try:
-            row |= WRITERS[predictor.task](predictor, case, out, settings)
+            row |= write(case)
             say(_summary(case, row))
         except (VolumeError, PredictionError) as error:
             row["error"] = str(error)
@@ -120,14 +156,14 @@ def predict(
 
 def _segment(predictor: Predictor, case: Case, out: pathlib.Path, settings: Settings) -> Row:
     image, info = read_single(case.path)
-    truth = _truth_like(case, image)
+    truth = truth_like(case, image)
     truth = None if truth is None else truth > 0
     probability = np.clip(_blended(predictor, image, settings), 0.0, 1.0)
     mask = probability >= settings.threshold
     write_nifti(out / f"{case.name}_mask.nii.gz", mask.astype(np.uint8), like=info)
     write_nifti(out / f"{case.name}_prob.nii.gz", probability, like=info)
     draw_segmentation(out / f"{case.name}.png", image, probability, mask, truth)
-    row = _facts(predictor, image, info) | {
+    row = volume_facts(image, info, predictor.span(image)) | {
         "threshold": settings.threshold,
         "foreground_frac": float(mask.mean()),
         "mean_probability": float(probability.mean()),
@@ -138,7 +174,8 @@ def _segment(predictor: Predictor, case: Case, out: pathlib.Path, settings: Sett
     return {**row, "truth": str(case.truth), **scores}
 
 
-def _classify(predictor: Predictor, case: Case, out: pathlib.Path, settings: Settings) -> Row:
+def write_classes(predictor: Predictor, case: Case, out: pathlib.Path, settings: Settings) -> Row:
+    """Writes the picture of a classified file and gives its row."""
     image, info = read_single(case.path)
     classes = [str(name) for name in predictor.record["classes"]]
     probabilities = average_windows(
@@ -151,7 +188,7 @@ def _classify(predictor: Predictor, case: Case, out: pathlib.Path, settings: Set
     truth = _class_of(case, classes)
     predicted = classes[int(np.argmax(probabilities))]
     draw_classification(out / f"{case.name}.png", image, probabilities, classes, truth)
-    row = _facts(predictor, image, info) | {"class": predicted}
+    row = volume_facts(image, info, predictor.span(image)) | {"class": predicted}
     if truth is not None:
         row |= {"truth": truth, "correct": int(predicted == truth)}
     return row | {f"probability_{name}": float(p) for name, p in zip(classes, probabilities, strict=True)}
@@ -159,7 +196,7 @@ def _classify(predictor: Predictor, case: Case, out: pathlib.Path, settings: Set
 
 def _deblur(predictor: Predictor, case: Case, out: pathlib.Path, settings: Settings) -> Row:
     image, info = read_single(case.path)
-    truth = _truth_like(case, image)
+    truth = truth_like(case, image)
     low, high = predictor.span(image)
     span = high - low if high > low else 1.0
     result = _blended(predictor, image, settings)
@@ -167,7 +204,7 @@ def _deblur(predictor: Predictor, case: Case, out: pathlib.Path, settings: Setti
     write_nifti(out / f"{case.name}_deblurred.nii.gz", sharp, like=info)
     draw_deblurring(out / f"{case.name}.png", image, sharp, truth)
     difference = float(np.abs(sharp - image).mean())
-    row = _facts(predictor, image, info) | {
+    row = volume_facts(image, info, predictor.span(image)) | {
         "minimum": float(sharp.min()),
         "maximum": float(sharp.max()),
         "mean_absolute_change": difference,
@@ -187,7 +224,7 @@ def _deblur(predictor: Predictor, case: Case, out: pathlib.Path, settings: Setti
 
 WRITERS: dict[str, Callable[[Predictor, Case, pathlib.Path, Settings], Row]] = {
     "segment": _segment,
-    "classify": _classify,
+    "classify": write_classes,
     "deblur": _deblur,
 }
 
@@ -202,7 +239,12 @@ def _blended(predictor: Predictor, image: np.ndarray, settings: Settings) -> np.
     )
 
 
-def _truth_like(case: Case, image: np.ndarray) -> np.ndarray | None:
+def truth_like(case: Case, image: np.ndarray) -> np.ndarray | None:
+    """The truth of a case, if it has one.
+
+    Raises:
+        PredictionError: its shape is not that of the image.
+    """
     if case.truth is None:
         return None
     truth, _ = read_single(case.truth, allow_constant=True)
@@ -222,19 +264,19 @@ def _class_of(case: Case, classes: Sequence[str]) -> str | None:
     return None
 
 
-def _facts(predictor: Predictor, image: np.ndarray, info: VolumeInfo) -> Row:
+def volume_facts(image: np.ndarray, info: VolumeInfo, span: tuple[float, float]) -> Row:
+    """What the table has of every volume: shape, voxel size, and the counts that became 0 and 1."""
     size = info.voxel_size_um
-    low, high = predictor.span(image)
     return {
         "shape": " ".join(map(str, image.shape)),
         "voxel_size_um": "" if size is None else " ".join(f"{side:g}" for side in size),
-        "scaled_from": low,
-        "scaled_to": high,
+        "scaled_from": span[0],
+        "scaled_to": span[1],
     }
 
 
-def _check_outputs(cases: Sequence[Case], out: pathlib.Path, task: str, *, overwrite: bool) -> None:
-    targets = [out / f"{case.name}{ending}" for case in cases for ending in ENDINGS[task]]
+def _check_outputs(cases: Sequence[Case], out: pathlib.Path, endings: Sequence[str], *, overwrite: bool) -> None:
+    targets = [out / f"{case.name}{ending}" for case in cases for ending in endings]
     inputs = {path.resolve() for case in cases for path in (case.path, case.truth) if path is not None}
     own = [str(path) for path in targets if path.resolve() in inputs]
     if own:
