@@ -3,11 +3,14 @@
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 EPSILON = 1e-5
 VOXEL_AXES = (1, 2, 3)
+# The name under which a rematerialisation policy may keep means and variances.
+STATISTICS = "statistics"
 
 
 class BatchNorm(nn.Module):
@@ -37,6 +40,7 @@ class BatchNorm(nn.Module):
             # The variance about the mean, not E[x^2] - E[x]^2: that cancels badly where the mean is large.
             mean = jnp.mean(x, (0, *VOXEL_AXES))
             var = jnp.mean(jnp.square(x - mean), (0, *VOXEL_AXES))
+            mean, var = checkpoint_name((mean, var), STATISTICS)
             if not self.is_initializing():
                 count = x.size // channels
                 unbiased = var * (count / max(count - 1, 1))
@@ -62,8 +66,9 @@ class InstanceNorm(nn.Module):
         """Normalise; the same in training and evaluation."""
         del train
         x = x.astype(jnp.float32)
-        centred = x - jnp.mean(x, VOXEL_AXES, keepdims=True)
-        var = jnp.mean(jnp.square(centred), VOXEL_AXES, keepdims=True)
+        mean = checkpoint_name(jnp.mean(x, VOXEL_AXES, keepdims=True), STATISTICS)
+        centred = x - mean
+        var = checkpoint_name(jnp.mean(jnp.square(centred), VOXEL_AXES, keepdims=True), STATISTICS)
         return (centred * lax.rsqrt(var + EPSILON)).astype(self.dtype)
 
 

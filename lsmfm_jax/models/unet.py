@@ -3,15 +3,21 @@
 import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lsmfm_jax.models.backbone import Trunk
 from lsmfm_jax.models.conv import Conv, ConvTranspose
-from lsmfm_jax.models.norm import BatchNorm, InstanceNorm, PReLU
+from lsmfm_jax.models.norm import STATISTICS, BatchNorm, InstanceNorm, PReLU
 
 NORMS = {"batch": BatchNorm, "instance": InstanceNorm}
+CONVOLVED = "convolved"
+# Of a decoder block only these are kept for the backward pass. Normalised and rectified maps are computed anew from
+# them, element by element: at full resolution each is as large as all maps of the encoder together.
+KEPT = jax.checkpoint_policies.save_only_these_names(CONVOLVED, STATISTICS)
 
 
 class ConvUnit(nn.Module):
@@ -41,6 +47,7 @@ class ConvUnit(nn.Module):
             x = ConvTranspose(self.features, 3, self.strides, **grown, dtype=self.dtype, name="conv")(x)
         else:
             x = Conv(self.features, 3, self.strides, dtype=self.dtype, name="conv")(x)
+        x = checkpoint_name(x, CONVOLVED)
         if self.conv_only:
             return x
         x = NORMS[self.norm](dtype=self.dtype, name="norm")(x, train=train)
@@ -166,11 +173,15 @@ class UNet(nn.Module):
         bottom = ResidualUnit(self.channels[-1], 1, self.num_res_units, **common, name="bottom")
         x = bottom(x, train=train)
         stages.append(x)
+
+        def grow(block: UpBlock, x: Array) -> Array:
+            return block(x, train=train)
+
         for level in reversed(range(len(self.strides))):
             x = jnp.concatenate([stages[level], x], axis=-1)
             width = self.channels[level - 1] if level else self.out_channels
             up = UpBlock(width, self.strides[level], **common, is_top=level == 0, name=f"up_{level}")
-            x = up(x, train=train)
+            x = nn.remat(grow, policy=KEPT)(up, x)
         return Trunk(values=x, tail=None, stages=tuple(stages))
 
     def _check(self, sizes: tuple[int, ...]) -> None:
