@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from lsmfm_jax.data import phantom_shapes as shapes
-from lsmfm_jax.data.phantom import LAYOUTS, blur_counts, gallery, make_phantom, write_phantoms
-from lsmfm_jax.data.phantom_captions import CAPTIONS
-from lsmfm_jax.data.phantom_optics import Optics, draw_optics, expose
-from lsmfm_jax.data.phantom_structures import KINDS
+from lsmfm_jax.data.phantom import LAYOUTS, blur_counts, gallery, make_phantom, shapes, write_phantoms
+from lsmfm_jax.data.phantom.captions import CAPTIONS
+from lsmfm_jax.data.phantom.optics import Optics, draw_optics, expose
+from lsmfm_jax.data.phantom.structures import KINDS
 
 SIZE = (40, 44, 48)
 

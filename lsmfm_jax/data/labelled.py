@@ -17,6 +17,7 @@ from lsmfm_jax.data.layouts import COMPANIONS, SUFFIXES, stem
 from lsmfm_jax.data.manifest import PatchRow
 from lsmfm_jax.data.mask_folders import volume_of
 from lsmfm_jax.data.splits import choose_few, split_by_volume
+from lsmfm_jax.data.store import PatchStore
 
 VALIDATION_FOLDERS = ("val", "validation")
 
@@ -27,14 +28,15 @@ class LabelledDataError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class LabelledFile:
-    """A patch on disk.
+    """A patch on disk, in a file of its own or in a store.
 
     Attributes:
         name: path from the folder (from `train/` or `val/` where those are), without ending; unique on its side.
-        path: the image.
+        path: the image; of a stored one, the file it was made from as the store names it.
         companions: the files beside it, by ending (`_label`, `_blurred`).
         volume: the group for splits.
         class_name: normalised, or empty where no class was asked for.
+        stored: the store and its place there, for a patch of a store.
     """
 
     name: str
@@ -42,6 +44,7 @@ class LabelledFile:
     companions: dict[str, pathlib.Path]
     volume: str
     class_name: str = ""
+    stored: tuple[PatchStore, int] | None = None
 
 
 class Sides(NamedTuple):
@@ -116,7 +119,7 @@ def with_classes(
 
     Args:
         files: patches.
-        source: `name` (before `_patch_`), `folder`, or `csv`.
+        source: `name` (before `_patch_`), `folder`, or `csv`; both of the former are the caption key in a store.
         table: for `csv`: a file with the columns `name` (file name or path, without ending) and `class`.
         classes: the classes to keep; empty for all.
 
@@ -130,6 +133,8 @@ def with_classes(
         place, _, short = file.name.rpartition("/")
         if source == "csv":
             name, hint = known.get(file.name) or known.get(short), f"{table} has no row with this name"
+        elif file.stored:
+            name, hint = file.stored[0].rows[file.stored[1]].caption_key, "the store has no caption key for it"
         elif source == "folder":
             name, hint = place, "with data.class_from folder it must stand in the folder of its class"
         else:
@@ -193,6 +198,11 @@ def rows_of(files: Iterable[LabelledFile]) -> list[PatchRow]:
     """The patches as rows of the kind that splits are drawn from; hashes are those of the files."""
     rows = []
     for index, file in enumerate(files):
+        if file.stored:
+            row = file.stored[0].rows[file.stored[1]]
+            facts = {"volume": file.volume, "caption_key": file.class_name, "sha256": row.pixels_sha256 or row.sha256}
+            rows.append(dataclasses.replace(row, **facts))
+            continue
         digest = hashlib.sha256(file.path.read_bytes()).hexdigest()
         unread = {"percentiles": {}, "minimum": 0.0, "maximum": 0.0, "mean": 0.0, "dtype": "", "shape": (0, 0, 0)}
         rows.append(

@@ -63,7 +63,7 @@ def read_segmentation(file: LabelledFile, *, percentiles: tuple[float, float]) -
         LabelledDataError: image and mask differ in shape.
         VolumeError: a file cannot be read as one 3D volume.
     """
-    image, _ = read_single(file.path)
+    image, _ = _read(file)
     mask, _ = read_single(file.companions["_label"], allow_constant=True)
     _same_shape(file, image, mask, "_label")
     return _patch(file, image, (mask > 0.5).astype(np.uint8), percentiles=percentiles)
@@ -73,7 +73,7 @@ def read_classification(
     file: LabelledFile, *, classes: Sequence[str], percentiles: tuple[float, float]
 ) -> LabelledPatch:
     """A patch and the number of its class in `classes`."""
-    image, _ = read_single(file.path)
+    image, _ = _read(file)
     patch = _patch(file, image, None, percentiles=percentiles)
     return dataclasses.replace(patch, label=list(classes).index(file.class_name))
 
@@ -86,17 +86,26 @@ def read_deblurring(file: LabelledFile, *, blur: Blur | None, percentiles: tuple
     Raises:
         LabelledDataError: the two differ in shape, or the voxel size that the blur needs is unknown.
     """
-    sharp, info = read_single(file.path)
+    sharp, voxel_size_um = _read(file)
     if blur is None:
         blurred, _ = read_single(file.companions["_blurred"])
         _same_shape(file, sharp, blurred, "_blurred")
     else:
-        if any(blur.sigma_um) and info.voxel_size_um is None:
+        if any(blur.sigma_um) and voxel_size_um is None:
             raise LabelledDataError(
                 f"blur.sigma_um: {blur.sigma_um}, but {file.path} does not say its voxel size; use blur.sigma_voxels"
             )
-        blurred = _blurred(sharp, blur, name=file.name, voxel_size_um=info.voxel_size_um)
+        blurred = _blurred(sharp, blur, name=file.name, voxel_size_um=voxel_size_um)
     return _patch(file, blurred, sharp, percentiles=percentiles)
+
+
+def _read(file: LabelledFile) -> tuple[Shaped[np.ndarray, "z y x"], tuple[float, float, float] | None]:
+    """The image of a patch, and its voxel size in micrometres where that is known."""
+    if file.stored:
+        store, index = file.stored
+        return store.read(index), store.rows[index].voxel_size_um
+    image, info = read_single(file.path)
+    return image, info.voxel_size_um
 
 
 def _blurred(

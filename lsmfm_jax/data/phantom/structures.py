@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.spatial import cKDTree
 
-from lsmfm_jax.data import phantom_shapes as shapes
+from lsmfm_jax.data.phantom import shapes
 
 # A voxel belongs to the mask where the structure fills at least this much of it: below a half, so that tubes
 # about as thin as a voxel stay in one piece.

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 from scipy.ndimage import gaussian_filter
 
-from lsmfm_jax.data.phantom_captions import CAPTIONS, volume_captions
-from lsmfm_jax.data.phantom_optics import Optics, draw_optics, expose
-from lsmfm_jax.data.phantom_structures import KINDS
-from lsmfm_jax.data.phantom_tissue import surroundings
+from lsmfm_jax.data.phantom.captions import CAPTIONS, volume_captions
+from lsmfm_jax.data.phantom.optics import Optics, draw_optics, expose
+from lsmfm_jax.data.phantom.structures import KINDS
+from lsmfm_jax.data.phantom.tissue import surroundings
 
 LAYOUTS = ("flat", "selma", "wu")
 # Few patches a volume, so that even a small set has enough volumes to split by.

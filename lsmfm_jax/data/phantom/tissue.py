@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from lsmfm_jax.data import phantom_shapes as shapes
+from lsmfm_jax.data.phantom import shapes
 
 
 def surroundings(

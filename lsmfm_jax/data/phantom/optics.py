@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, UInt16
 from scipy.ndimage import gaussian_filter1d
 
-from lsmfm_jax.data.phantom_shapes import smooth_noise
+from lsmfm_jax.data.phantom.shapes import smooth_noise
 
 SATURATION_COUNTS = 65535
 
