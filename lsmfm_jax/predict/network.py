@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from lsmfm_jax.augment import scale_intensity
 from lsmfm_jax.predict.inputs import PredictionError
-from lsmfm_jax.predict.windows import Size, flip_averaged
+from lsmfm_jax.predict.windows import Size, WindowFunction, flip_averaged
 from lsmfm_jax.tasks.classify import build_classifier
 from lsmfm_jax.tasks.deblur import build_deblurrer
 from lsmfm_jax.tasks.segment import build_segmenter
@@ -42,14 +42,14 @@ class Predictor:
     origin: str
     window: Size
     percentiles: tuple[float, float]
-    _apply: Callable[[np.ndarray, np.ndarray, np.ndarray], Array]
+    _apply: Callable[[np.ndarray, np.ndarray, np.ndarray], Array | np.ndarray]
 
     def span(self, volume: np.ndarray) -> tuple[float, float]:
         """The intensities of a volume that become 0 and 1."""
         low, high = np.percentile(volume, self.percentiles)
         return float(low), float(high)
 
-    def on(self, volume: np.ndarray) -> Callable[[np.ndarray], Array]:
+    def on(self, volume: np.ndarray) -> WindowFunction:
         """The network as a function of windows of this volume, (B, Z, Y, X) in its own units.
 
         It gives (B, Z, Y, X) probabilities, (B, K) class probabilities, or (B, Z, Y, X) sharpened volumes in
@@ -57,7 +57,7 @@ class Predictor:
         """
         low, high = self.span(volume)
 
-        def apply(windows: np.ndarray) -> Array:
+        def apply(windows: np.ndarray) -> Array | np.ndarray:
             return self._apply(windows, *(np.full(len(windows), edge, np.float32) for edge in (low, high)))
 
         return apply
@@ -118,7 +118,7 @@ def _compiled(weights: Weights, *, flips: bool) -> Callable[[np.ndarray, np.ndar
 
 
 def _check_window(window: tuple[int, ...], architecture: dict[str, Any]) -> None:
-    factor = math.prod(architecture["strides"]) if architecture["name"] == "unet" else 32
+    factor = {"unet": math.prod(architecture.get("strides", ())), "swin_unetr": 32, "resnet18": 1}[architecture["name"]]
     if len(window) != 3 or any(side < factor or side % factor for side in window):
         raise PredictionError(
             f"--window {','.join(map(str, window))}: the {architecture['name']} of this run takes three multiples of "

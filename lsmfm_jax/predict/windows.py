@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Shaped
 
 Size = tuple[int, int, int]
 # (B, Z, Y, X) raw intensities, of windows, to a (B, Z, Y, X) map or (B, K) class probabilities.
-WindowFunction = Callable[[np.ndarray], Array]
+WindowFunction = Callable[[np.ndarray], Array | np.ndarray]
 
 # Width of the Gaussian that weights a window's voxels, as a share of the window: its corners count e^-24 times
 # its middle, so that a voxel near a window's border is decided by the window that sees around it.

@@ -28,6 +28,7 @@ from lsmfm_jax.data.labelled_batches import (
     read_deblurring,
     read_segmentation,
 )
+from lsmfm_jax.data.labelled_store import find_stored, is_store
 from lsmfm_jax.train.checkpoint import write_json_atomically
 
 Say = Callable[[str], None]
@@ -92,7 +93,7 @@ def run_configuration(folder: pathlib.Path) -> ConfigDict:
 def _sides(config: ConfigDict, *, say: Say) -> Sides:
     data = config.data
     if not data.folder:
-        raise ConfigError("data.folder: ''; name the folder of labelled patches")
+        raise ConfigError("data.folder: ''; name the folder or the store of labelled patches")
     root = pathlib.Path(data.folder)
     found: Sequence[LabelledFile] | Sides
     if (root / "train").is_dir():
@@ -123,9 +124,8 @@ def _find(config: ConfigDict, folder: pathlib.Path) -> list[LabelledFile]:
     needs = {"segment": "_label", "classify": "", "deblur": "_blurred"}[config.task]
     if config.task == "deblur" and config.blur.source == "made":
         needs = ""
-    found = find_labelled(
-        folder, needs=needs, prefix=data.prefix, channels=data.channels, volume_pattern=data.volume_pattern
-    )
+    find = find_stored if is_store(folder) else find_labelled
+    found = find(folder, needs=needs, prefix=data.prefix, channels=data.channels, volume_pattern=data.volume_pattern)
     if config.task != "classify":
         return found
     return with_classes(found, source=data.class_from, table=data.csv, classes=data.classes)
