@@ -141,6 +141,8 @@ def _check_sizes(config: ConfigDict) -> None:
             f"model.unet.strides: {model.unet.strides}; one less than model.unet.channels "
             f"{model.unet.channels} is needed"
         )
+    if model.name == "resnet18" and len(model.resnet18.widths) != 4:
+        raise ConfigError(f"model.resnet18.widths: {model.resnet18.widths}; four numbers are needed")
     swin = model.swin_unetr
     if model.name == "swin_unetr":
         if swin.feature_size % 12:
@@ -166,6 +168,8 @@ def check_divisible(key: str, sizes: Sequence[int], *, name: str, strides: Seque
     Raises:
         ConfigError: a size is no multiple of what the backbone shrinks volumes by.
     """
+    if name == "resnet18":
+        return
     factor, reason = 32, "the SwinUNETR's downsampling"
     if name == "unet":
         factor, reason = math.prod(strides), "the product of model.unet.strides"

@@ -165,7 +165,10 @@ COMMON: Schema = {
 }
 
 _LABELLED_DATA: Schema = {
-    "folder": Key("", "labelled patches; with train/ and val/ in it those are the sides, else it is split"),
+    "folder": Key(
+        "",
+        "labelled patches, a folder or (without masks) a store; train/ and val/ in it are the sides, else it is split",
+    ),
     "validation_frac": Key(
         0.2, "share of the volumes for validation; 0: none, the last state counts", low=0.0, high=0.9
     ),
@@ -219,11 +222,16 @@ _SEGMENT: Schema = {
 
 _CLASSIFY: Schema = {
     **_FINETUNE,
+    "model": {
+        **_MODEL,
+        "name": Key("unet", "backbone, or a network to compare with", choices=("unet", "swin_unetr", "resnet18")),
+        "resnet18": {"widths": Key((64, 128, 256, 512), "channels of the four stages", low=1)},
+    },
     "data": {
         **_LABELLED_DATA,
         "class_from": Key(
             "name",
-            "where a patch's class is: its name before _patch_, its folder, or a CSV",
+            "where a patch's class is: its name before _patch_, its folder (in a store: caption key), or a CSV",
             choices=("name", "folder", "csv"),
         ),
         "csv": Key("", "table with the columns name and class, for class_from csv"),

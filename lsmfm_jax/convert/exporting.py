@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lsmfm_jax.convert import pretraining, swin_unetr, text_folder, unet
+from lsmfm_jax.convert import pretraining, resnet, swin_unetr, text_folder, unet
 from lsmfm_jax.convert.importing import NOTE, ConversionError
 from lsmfm_jax.convert.torch_files import write_torch_file
 from lsmfm_jax.models import BACKBONES
@@ -76,6 +76,12 @@ def _beside(out: pathlib.Path, part: str) -> pathlib.Path:
 def _monai_states(weights: Weights) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
     """The backbone's state dict, a head's where it needs a file of its own, and what to know of them."""
     params = weights.params["backbone"]
+    if weights.architecture["name"] == "resnet18":
+        whole = {
+            "params": {**params, "classifier": weights.params["head"]},
+            "batch_stats": weights.batch_stats["backbone"],
+        }
+        return {"backbone": resnet.to_torch(whole)}, []
     variables = {"params": params, "batch_stats": weights.batch_stats.get("backbone", {})}
     states: dict[str, dict[str, np.ndarray]] = {}
     lines = []
@@ -191,6 +197,11 @@ def _metadata(run: pathlib.Path, weights: Weights, file: pathlib.Path, layout: s
 def _instructions(weights: Weights) -> list[str]:
     """How MONAI builds the network, as a line of Python."""
     sizes = weights.architecture
+    if sizes["name"] == "resnet18":
+        return [
+            f"MONAI: ResNet(ResNetBlock, [2, 2, 2, 2], {list(sizes['widths'])}, spatial_dims=3, n_input_channels=1, "
+            f"num_classes={_head(weights)['bias'].size})"
+        ]
     outputs = sizes["out_channels"]
     if sizes["name"] == "unet":
         return [

@@ -1,14 +1,16 @@
-"""Networks: two backbones, a text tower, heads."""
+"""Networks: two backbones, a ResNet-18 to compare them with, a text tower, heads."""
 
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 
+from lsmfm_jax.models.resnet import ResNet18
 from lsmfm_jax.models.swin_unetr import SwinUNETR
 from lsmfm_jax.models.unet import UNet
 
-BACKBONES: dict[str, type[nn.Module]] = {"unet": UNet, "swin_unetr": SwinUNETR}
+# The ResNet-18 has no decoder: it classifies only.
+BACKBONES: dict[str, type[nn.Module]] = {"unet": UNet, "swin_unetr": SwinUNETR, "resnet18": ResNet18}
 
 
 def build_backbone(name: str, *, dtype: str = "float32", **architecture: Any) -> nn.Module:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from lsmfm_jax.models.backbone import Trunk
 from lsmfm_jax.models.conv import Conv
 from lsmfm_jax.models.norm import VOXEL_AXES, BatchNorm
 
@@ -49,25 +50,37 @@ class ResNet18(nn.Module):
     Names, for path rules: `stem_conv`, `stem_norm`, `stage_<i>_block_<j>/{conv_0,norm_0,...}`, `classifier`.
 
     Attributes:
-        num_classes: length of the output.
+        num_classes: length of the output; `trunk` has no use for it.
         widths: channels of the four stages.
         dtype: compute dtype; parameters, statistics and norm arithmetic stay float32.
     """
 
-    num_classes: int
+    num_classes: int = 2
     widths: tuple[int, int, int, int] = (64, 128, 256, 512)
     dtype: DTypeLike = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "b z y x c"], *, train: bool) -> Float[Array, "b k"]:
-        """Compute float32 logits."""
-        stem = Conv(self.widths[0], 7, use_bias=False, kernel_init=CONV_INIT, dtype=self.dtype, name="stem_conv")
-        x = BatchNorm(dtype=self.dtype, name="stem_norm")(stem(x), train=train)
-        x = nn.max_pool(jax.nn.relu(x), (3, 3, 3), (2, 2, 2), [(1, 1)] * 3)
+    def setup(self) -> None:
+        """Build the parts; names are those of the parameter tree."""
+        self.stem_conv = Conv(self.widths[0], 7, use_bias=False, kernel_init=CONV_INIT, dtype=self.dtype)
+        self.stem_norm = BatchNorm(dtype=self.dtype)
         for stage, width in enumerate(self.widths):
             for block in range(2):
                 strides = 2 if stage > 0 and block == 0 else 1
-                unit = ResidualBlock(width, strides, self.dtype, name=f"stage_{stage}_block_{block}")
-                x = unit(x, train=train)
-        mean = jnp.mean(x.astype(jnp.float32), VOXEL_AXES)
-        return nn.Dense(self.num_classes, kernel_init=DENSE_INIT, name="classifier")(mean)
+                setattr(self, f"stage_{stage}_block_{block}", ResidualBlock(width, strides, self.dtype))
+        self.classifier = nn.Dense(self.num_classes, kernel_init=DENSE_INIT)
+
+    def trunk(self, x: Float[Array, "b z y x c"], *, train: bool) -> Trunk:
+        """Compute the maps of the four stages; `values` is the deepest one, as there is no decoder."""
+        x = jax.nn.relu(self.stem_norm(self.stem_conv(x), train=train))
+        x = nn.max_pool(x, (3, 3, 3), (2, 2, 2), [(1, 1)] * 3)
+        stages = []
+        for stage in range(len(self.widths)):
+            for block in range(2):
+                x = getattr(self, f"stage_{stage}_block_{block}")(x, train=train)
+            stages.append(x)
+        return Trunk(values=x, tail=None, stages=tuple(stages))
+
+    def __call__(self, x: Float[Array, "b z y x c"], *, train: bool) -> Float[Array, "b k"]:
+        """Compute float32 logits."""
+        deepest = self.trunk(x, train=train).values
+        return self.classifier(jnp.mean(deepest.astype(jnp.float32), VOXEL_AXES))

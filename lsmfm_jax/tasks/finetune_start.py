@@ -39,11 +39,8 @@ def read_start(config: ConfigDict, folder: pathlib.Path, *, say: Callable[[str],
         architecture = weights.architecture
         say(f"architecture of {weights.origin}: {_described(architecture)}; of model.* only dtype is used")
     else:
-        architecture = {
-            "name": model.name,
-            "out_channels": model.out_channels,
-            **model[model.name].to_dict(),
-        }
+        dense = {} if model.name == "resnet18" else {"out_channels": model.out_channels}
+        architecture = {"name": model.name, **dense, **model[model.name].to_dict()}
     if architecture["name"] != model.name:
         raise ConfigError(
             f"init_from: {config.init_from} holds a {architecture['name']}, and model.name is {model.name!r}; "

@@ -23,7 +23,11 @@ from lsmfm_jax.train.optim import leaf_path
 from lsmfm_jax.train.task import PyTree
 
 # Paths below the backbone. The SwinUNETR's bottleneck, half of its parameters, goes by a key of its own.
-ENCODERS = {"unet": r"^(down_\d+|bottom)/", "swin_unetr": r"^(transformer|encoder_\d+)/"}
+ENCODERS = {
+    "unet": r"^(down_\d+|bottom)/",
+    "swin_unetr": r"^(transformer|encoder_\d+)/",
+    "resnet18": r"^(stem|stage)_",
+}
 SWIN_BOTTLENECK = r"^bottleneck/"
 # The last block, which the released code drops when it changes the number of output channels.
 TOPS = {"unet": r"^up_0/", "swin_unetr": r"^out/"}
