@@ -50,8 +50,8 @@ def state_shapes(recipe: str) -> TrainState:
     return jax.eval_shape(lambda key: create_state(task, optimiser, key), jax.random.key(0))
 
 
-def batch_shapes(recipe: str, mesh: AbstractMesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch with two patches for each share of it."""
+def batch_shapes(recipe: str, mesh: AbstractMesh) -> tuple[dict[str, jax.ShapeDtypeStruct], ...]:
+    """A batch with two patches for each share of it, and the volumes that are made of it for the network."""
     config = load_config(str(ROOT / "configs" / f"{recipe}.py"))
     size = 2 * mesh.shape["data"] * mesh.shape["fsdp"]
     shapes = {
@@ -60,16 +60,18 @@ def batch_shapes(recipe: str, mesh: AbstractMesh) -> dict[str, jax.ShapeDtypeStr
         "tokens": ((size, config.text.max_tokens), "int32"),
         "caption_key": ((size,), "int32"),
     }
-    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
+    batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
+    return batch, {"resized image": jax.ShapeDtypeStruct((size, *config.data.input_size, 1), "float32")}
 
 
 def table(recipe: str, mesh_name: str) -> str:
     """The text that is kept under golden_sharding/."""
     mesh = pretend_mesh(MESHES[mesh_name])
-    batch = batch_shapes(recipe, mesh)
+    batch, rows = batch_shapes(recipe, mesh)
     lines = [sharding_table(state_shapes(recipe), mesh), "", "batch                 shape -> held by a device"]
-    for name, sharding in batch_shardings(batch, mesh).items():
-        shape = batch[name].shape
+    shardings = batch_shardings(batch, mesh) | batch_shardings(rows, mesh, split_depth=True)
+    for name, sharding in shardings.items():
+        shape = (batch | rows)[name].shape
         lines.append(f"{name:22}{shape} -> {sharding.shard_shape(shape)}")
     return "\n".join(lines) + "\n"
 

@@ -101,3 +101,28 @@ def test_draws_follow_step_and_row():
     noise = np.asarray(rows["x"] - batch["x"])
     assert not np.allclose(noise[0], noise[1])
     assert not np.allclose(rows["x"], other["x"])
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_what_rests_has_no_gradient_and_frozen_parameters_cost_none(accumulate_steps):
+    task, sgd = toy_task(), optax.sgd(1.0)
+    state = create_state(task, sgd, jax.random.key(0))
+
+    def run(group, at=0):
+        rules = [Rule("^b$", group), *RULES]
+        step = build_train_step(task, sgd, seed=3, rules=rules, accumulate_steps=accumulate_steps)
+        compiled = jax.jit(step).lower(state, toy_batch(0)).compile()
+        after, metrics = compiled(state.replace(step=jnp.asarray(at)), toy_batch(0))
+        moved = {name: np.asarray(state.params[name] - after.params[name]) for name in "ab"}
+        return moved, float(metrics["grad_norm"]), compiled.cost_analysis()["flops"]
+
+    whole, norm, cost = run(Group("trains"))
+    np.testing.assert_allclose(norm, np.sqrt(sum(np.sum(leaf**2) for leaf in whole.values())), rtol=1e-4)
+    for group in (Group("rests", thaw_step=7), Group("frozen", frozen=True)):
+        moved, norm, less = run(group)
+        assert not moved["b"].any()
+        np.testing.assert_array_equal(moved["a"], whole["a"])
+        np.testing.assert_allclose(norm, np.linalg.norm(whole["a"]), rtol=1e-4)
+    assert less < cost
+    thawed, norm, _ = run(Group("thaws", thaw_step=7), at=7)
+    assert thawed["b"].any() and norm > np.linalg.norm(thawed["a"])

@@ -82,6 +82,7 @@ def pretraining_task(config: ConfigDict, bert: BertConfig | None, *, warmup_step
         joint=parts.joint if bert is not None else None,
         finish=parts.finish,
         teacher_of=parts.teacher_of,
+        prepare_validation=parts.prepare_validation,
         evaluate=parts.evaluate,
         summarise=parts.summarise,
         picture=parts.picture,
@@ -250,14 +251,14 @@ class _Pretraining:
         text = networks.text_projection.apply({"params": params["text_projection"]}, text)
         return image, text
 
-    def _validation_rows(self, batch: Rows) -> Rows:
+    def prepare_validation(self, batch: Rows) -> Rows:
+        """Scales, resizes and masks a batch, at the base mask ratio, with masks fixed by sample."""
         ratio = self.config.mask.ratio
         mask = fixed_masks(_VALIDATION_SEED, batch["sample"], ratio=ratio, **self._mask_geometry())
         return self._rows(batch, self.volumes(batch), mask)
 
-    def evaluate(self, params: PyTree, batch_stats: PyTree, teacher: PyTree, batch: Rows) -> PyTree:
-        """Per-sample figures of a validation batch, at the base mask ratio, with masks fixed by sample."""
-        rows = self._validation_rows(batch)
+    def evaluate(self, params: PyTree, batch_stats: PyTree, teacher: PyTree, rows: Rows) -> PyTree:
+        """Per-sample figures of a validation batch."""
         student, _ = self._student(params, batch_stats, rows, train=False)
         sums, reconstruction, embeddings = self._compare(params, student, teacher, rows)
         outputs = {
@@ -313,10 +314,9 @@ class _Pretraining:
         )
         return {"align": align, "contrast": float(contrast), **retrieval_accuracy(image, text, keys)}
 
-    def picture(self, params: PyTree, batch_stats: PyTree, teacher: PyTree, batch: Rows) -> PyTree:
+    def picture(self, params: PyTree, batch_stats: PyTree, teacher: PyTree, rows: Rows) -> PyTree:
         """Input, mask and reconstruction of the first patches of a batch."""
-        count = min(self.config.train.pictures_count, batch["image"].shape[0])
-        rows = self._validation_rows({name: leaf[:count] for name, leaf in batch.items()})
+        rows = {name: leaf[: self.config.train.pictures_count] for name, leaf in rows.items()}
         student, _ = self._student(params, batch_stats, rows, train=False)
         return {
             "image": rows["image"][..., 0],

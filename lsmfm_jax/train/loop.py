@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from lsmfm_jax.train.checkpoint import Checkpoints, Restored, SaveError
 from lsmfm_jax.train.processes import any_process, gathered
-from lsmfm_jax.train.sharding import put_batch, replicated
+from lsmfm_jax.train.sharding import put_batch, replicated, split_volumes
 from lsmfm_jax.train.signals import StopRequest
 from lsmfm_jax.train.state import TrainState
 from lsmfm_jax.train.task import PyTree, Task
@@ -95,6 +95,15 @@ class Run:
     tracker: Tracker | None
 
 
+def compile_on_validation(function: Callable[..., PyTree], task: Task, mesh: Mesh) -> Callable[..., PyTree]:
+    """Jits `evaluate` or `picture` to take a validation batch as it was read; results come whole to every device."""
+
+    def prepared(params: PyTree, batch_stats: PyTree, teacher: PyTree, batch: PyTree) -> PyTree:
+        return function(params, batch_stats, teacher, split_volumes(task.prepare_validation(batch), mesh))
+
+    return jax.jit(prepared, out_shardings=replicated(mesh))
+
+
 class Loop:
     """Drives a run from a state to its end."""
 
@@ -108,9 +117,9 @@ class Loop:
         self._damaged_count = 0
         self._bad_samples: list[int] = []
         self._last_log = time.monotonic()
-        self._evaluate = jax.jit(run.task.evaluate, out_shardings=replicated(run.mesh))
+        self._evaluate = compile_on_validation(run.task.evaluate, run.task, run.mesh)
         picture = run.task.picture
-        self._picture = jax.jit(picture, out_shardings=replicated(run.mesh)) if picture else None
+        self._picture = compile_on_validation(picture, run.task, run.mesh) if picture else None
 
     def resume_from(self, restored: Restored) -> None:
         """Takes over the record of the best validation from a checkpoint."""

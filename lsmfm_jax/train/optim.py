@@ -98,6 +98,29 @@ def assign_groups(params: PyTree, rules: Sequence[Rule]) -> PyTree:
     return groups
 
 
+def hold_resting(params: PyTree, rules: Sequence[Rule], step: jax.Array) -> PyTree:
+    """The same values; those that rest at this step pass on no gradient, so that they count in no norm of gradients.
+
+    What never trains costs no backward pass; before a thaw step the gradient is computed and left out, because one
+    program serves both sides of it.
+
+    Args:
+        params: parameters.
+        rules: as in `make_optimiser`; none holds nothing.
+        step: the run's step.
+    """
+    if not rules:
+        return params
+
+    def hold(leaf: jax.Array, group: Group) -> jax.Array:
+        if not (group.frozen or group.thaw_step):
+            return leaf
+        still = jax.lax.stop_gradient(leaf)
+        return still if group.frozen else jnp.where(step >= group.thaw_step, leaf, still)
+
+    return jax.tree.map(hold, params, assign_groups(params, rules))
+
+
 def group_table(params: PyTree, rules: Sequence[Rule], settings: AdamWSettings) -> str:
     """One line for each group that has parameters: rate, decay, thaw step, tensors and parameters in it."""
     groups = assign_groups(params, rules)

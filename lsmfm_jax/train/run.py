@@ -17,7 +17,7 @@ from lsmfm_jax.train.initialise import take_over
 from lsmfm_jax.train.loop import Ending, Loop, LoopSettings, Run
 from lsmfm_jax.train.optim import AdamWSettings, Rule, group_table, make_optimiser
 from lsmfm_jax.train.records import damaged_records, seal_records
-from lsmfm_jax.train.sharding import batch_shardings, make_mesh, sharding_table, state_shardings
+from lsmfm_jax.train.sharding import batch_shardings, make_mesh, sharding_table, split_volumes, state_shardings
 from lsmfm_jax.train.state import TrainState, parameter_count, state_of
 from lsmfm_jax.train.step import build_train_step
 from lsmfm_jax.train.task import PyTree, Task
@@ -134,6 +134,7 @@ def execute(
         setup.task,
         optimiser,
         seed=config.seed,
+        rules=setup.rules,
         accumulate_steps=train.accumulate_steps,
         teacher_decay=setup.teacher_decay,
         teacher_updates_per_step=setup.teacher_updates_per_step,
@@ -193,7 +194,7 @@ def compile_step(step_fn: Callable[..., Any], shardings: PyTree, mesh: jax.shard
 
     def with_shardings(state: TrainState, batch: PyTree) -> Any:
         batch = jax.lax.with_sharding_constraint(batch, batch_shardings(batch, mesh))
-        return step_fn(state, batch)
+        return step_fn(state, batch, place=lambda rows: split_volumes(rows, mesh))
 
     return jax.jit(with_shardings, donate_argnums=0, in_shardings=(shardings, None), out_shardings=(shardings, None))
 

@@ -47,7 +47,7 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, depth: int = 1, devices: Sequenc
     """A mesh with the axes `data`, `fsdp` and `depth`; one of them may be -1 and takes what is left.
 
     Raises:
-        ValueError: the axes do not multiply to the number of devices.
+        ValueError: the axes do not multiply to the number of devices, or a volume would be split over processes.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = {"data": data, "fsdp": fsdp, "depth": depth}
@@ -62,6 +62,12 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, depth: int = 1, devices: Sequenc
             "set one axis to -1 to fill up"
         )
     grid = np.array(devices).reshape(tuple(sizes.values()))
+    # A process reads whole volumes, each for devices of its own.
+    if any(len({device.process_index for device in column}) > 1 for column in grid.reshape(-1, sizes["depth"])):
+        raise ValueError(
+            f"mesh.depth: {sizes['depth']} does not divide the devices of each process ({jax.local_device_count()} "
+            "here); a volume is split within one process only, so lower it"
+        )
     return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
@@ -70,13 +76,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_shardings(batch: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
-    """Leading axis over `data` and `fsdp`; the Z axis of volumes (rank 4 and 5) over `depth` as well.
+def batch_shardings(batch: PyTree, mesh: Mesh | AbstractMesh, *, split_depth: bool = False) -> PyTree:
+    """Leading axis over `data` and `fsdp`; with `split_depth` also the Z axis of volumes (rank 4 and 5) over `depth`.
 
     Raises:
         ValueError: a batch that the mesh does not divide.
     """
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways, depth = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["depth"]
 
     def sharding(leaf: Any) -> NamedSharding:
         if leaf.shape[0] % ways:
@@ -84,14 +90,26 @@ def batch_shardings(batch: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
                 f"train.batch_size: {leaf.shape[0]} is not a multiple of the {ways} devices along mesh.data and "
                 "mesh.fsdp; change one of them"
             )
-        splits_depth = len(leaf.shape) in (4, 5) and mesh.shape["depth"] > 1
-        if splits_depth and leaf.shape[1] % mesh.shape["depth"]:
+        splits = split_depth and depth > 1 and len(leaf.shape) in (4, 5)
+        if splits and leaf.shape[1] % depth:
             raise ValueError(
-                f"data.patch_size: Z of {leaf.shape[1]} is not a multiple of mesh.depth {mesh.shape['depth']}"
+                f"mesh.depth: {depth} does not divide the {leaf.shape[1]} voxels of volumes along Z; change it, or "
+                "data.input_size (data.patch_size where volumes are not resized)"
             )
-        return NamedSharding(mesh, PartitionSpec(BATCH_AXES, *(("depth",) if splits_depth else ())))
+        return NamedSharding(mesh, PartitionSpec(BATCH_AXES, *(("depth",) if splits else ())))
 
     return jax.tree.map(sharding, batch)
+
+
+def split_volumes(rows: PyTree, mesh: Mesh) -> PyTree:
+    """Places rows that are ready for the network: over all axes of the mesh, Z of volumes over `depth`.
+
+    What made them (resizing, warps, smoothing) mixes voxels along Z, and split it would gather whole volumes. So it
+    works on whole volumes, on every device along `depth` alike, and each device cuts its part out of the result:
+    one channel, small beside the features, and nothing is sent.
+    """
+    whole = jax.lax.with_sharding_constraint(rows, batch_shardings(rows, mesh))
+    return jax.lax.with_sharding_constraint(whole, batch_shardings(rows, mesh, split_depth=True))
 
 
 def split_of(path: str, shape: tuple[int, ...], ways: int) -> PartitionSpec:

@@ -1,16 +1,19 @@
 """One optimiser step: gradients over micro-batches, update, teacher, and a guard against non-finite values."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from lsmfm_jax.train.optim import Rule, hold_resting
 from lsmfm_jax.train.state import TrainState
 from lsmfm_jax.train.task import Local, PyTree, Rows, Task
 
 Metrics = dict[str, jax.Array]
+Step = Callable[..., tuple[TrainState, Metrics]]
 
 
 def build_train_step(
@@ -18,11 +21,12 @@ def build_train_step(
     optimiser: optax.GradientTransformation,
     *,
     seed: int,
+    rules: Sequence[Rule] = (),
     accumulate_steps: int = 1,
     teacher_decay: float = 0.0,
     teacher_updates_per_step: int = 1,
-) -> Callable[[TrainState, Rows], tuple[TrainState, Metrics]]:
-    """A pure `step(state, batch) -> (state, metrics)`.
+) -> Step:
+    """A pure `step(state, batch, place=...) -> (state, metrics)`; `place` puts prepared rows on the mesh.
 
     Every draw is keyed by (seed, step, position in the global batch). The loss that joins samples sees the whole
     batch whatever the number of micro-batches: their embeddings are computed first, and the gradient of the
@@ -30,13 +34,16 @@ def build_train_step(
     with batch norm, statistics are those of a micro-batch.
 
     A step whose loss or gradient is not finite leaves parameters, statistics, moments and teacher as they were;
-    it is counted in the state.
+    it is counted in the state. Parameters that rest by the `rules` of the optimiser have no gradient.
     """
+    task = _with_resting(task, rules)
     decay = teacher_decay**teacher_updates_per_step
 
-    def step(state: TrainState, batch: Rows) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, batch: Rows, *, place: Callable[[Rows], Rows] = lambda rows: rows
+    ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        rows = task.prepare(batch, key, state.step)
+        rows = place(task.prepare(batch, key, state.step))
         gradient = _gradient_at_once if accumulate_steps == 1 else _gradient_in_parts(accumulate_steps)
         loss, grads, batch_stats, sums = gradient(task, state, rows)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
@@ -64,6 +71,16 @@ def build_train_step(
         return new_state, metrics | task.finish(sums)
 
     return step
+
+
+def _with_resting(task: Task, rules: Sequence[Rule]) -> Task:
+    def held(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(params: PyTree, *arguments: Any) -> Any:
+            return function(hold_resting(params, rules, arguments[-1]), *arguments)
+
+        return call
+
+    return dataclasses.replace(task, local=held(task.local), joint=held(task.joint) if task.joint else None)
 
 
 def _gradient_at_once(task: Task, state: TrainState, rows: Rows) -> tuple[jax.Array, PyTree, PyTree, Metrics]:

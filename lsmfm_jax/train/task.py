@@ -39,9 +39,11 @@ class Task:
             not meet.
         finish: `sums -> metrics`, scalars.
         teacher_of: `(params, batch_stats) -> teacher`, the part that is averaged over time, or None.
-        evaluate: `(params, batch_stats, teacher, batch) -> outputs` of one validation batch.
+        prepare_validation: `batch -> rows` of a validation batch, resized and masked but not augmented; the batch
+            itself where nothing is to be done.
+        evaluate: `(params, batch_stats, teacher, rows) -> outputs` of one validation batch.
         summarise: `list of outputs (numpy) -> metrics` of a validation.
-        picture: `(params, batch_stats, teacher, batch) -> arrays` to draw.
+        picture: `(params, batch_stats, teacher, rows) -> arrays` to draw, of validation rows.
         draw: `(arrays (numpy), path) -> None`, writes a PNG.
     """
 
@@ -51,6 +53,7 @@ class Task:
     finish: Callable[[dict[str, jax.Array]], dict[str, jax.Array]]
     evaluate: Callable[..., PyTree]
     summarise: Callable[[list[PyTree]], dict[str, float]]
+    prepare_validation: Callable[[Rows], Rows] = lambda batch: batch
     joint: Callable[..., tuple[jax.Array, dict[str, jax.Array]]] | None = None
     teacher_of: Callable[[PyTree, PyTree], PyTree] | None = None
     picture: Callable[..., PyTree] | None = None
