@@ -84,9 +84,12 @@ def side_by_side(plan: dict[str, Any], *, steps: int) -> dict[str, Any]:
             side.ask("step")
             side.ask("step")
         seconds = {name: [] for name in SIDES}
+        used = {side.name: -side.ask("processor_s") for side in (ours, theirs)}
         for _ in range(steps):
             for side in (ours, theirs):
                 seconds[side.name].append(side.ask("step"))
+        for side in (ours, theirs):
+            used[side.name] += side.ask("processor_s")
         device = ours.ask("device")
         peaks = {side.name: side.ask("peak_bytes") for side in (ours, theirs)}
         dtype = ours.ask("dtype")
@@ -98,6 +101,8 @@ def side_by_side(plan: dict[str, Any], *, steps: int) -> dict[str, Any]:
         result[f"{name}_patches_per_s"] = rates[name]["median"]
         result[f"{name}_peak_bytes"] = peaks[name]
         result[f"{name}_step_s"] = spread(seconds[name])
+        # Over all cores; other programs on the machine change it less than they change the time.
+        result[f"{name}_processor_s_per_step"] = used[name] / steps
     result["ratio"] = result["ours_patches_per_s"] / result["torch_patches_per_s"]
     result["memory_ratio"] = result["ours_peak_bytes"] / result["torch_peak_bytes"]
     result["losses"] = losses

@@ -210,6 +210,8 @@ def serve(side: Any, answer: Callable[[Any], None]) -> None:
                 start = time.perf_counter()
                 side.step()
                 answer(time.perf_counter() - start)
+            elif command == "processor_s":
+                answer(time.process_time())
             else:
                 answer(getattr(side, command)())
         except Exception as error:
