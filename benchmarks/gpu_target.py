@@ -40,7 +40,8 @@ def h200_devices(count: int) -> list[Any]:
         CompilerMissing: there is no CUDA plug-in; the message says how to get one.
     """
     try:
-        topology = topologies.get_topology_desc(platform="cuda", target_config=TARGET, topology="1x8x1")
+        # One process with eight cards, as on one machine.
+        topology = topologies.get_topology_desc(platform="cuda", target_config=TARGET, topology="1x1x8")
     except Exception as error:
         raise CompilerMissing(
             f"no compiler for NVIDIA cards here ({error}): `make bench-compile-env` makes an environment with JAX's "

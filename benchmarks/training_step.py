@@ -77,6 +77,7 @@ def parts(config: ConfigDict) -> tuple[Task, Any, Callable[..., Any], TrainState
         task,
         optimiser,
         seed=config.seed,
+        rules=rules,
         accumulate_steps=config.train.accumulate_steps,
         teacher_decay=config.teacher.decay,
         teacher_updates_per_step=config.teacher.updates_per_step,
