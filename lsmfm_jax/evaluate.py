@@ -10,7 +10,7 @@ import functools
 import math
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Num
@@ -18,6 +18,7 @@ from jaxtyping import Num
 from lsmfm_jax.data.mask_folders import (
     KINDS,
     MaskFolderError,
+    MaskPair,
     kind_of,
     masks_in,
     pair_masks,
@@ -80,78 +81,76 @@ def evaluate_folders(
 ) -> Evaluation:
     """Judge the masks or label images of a folder against the labels of another, and write a CSV.
 
-    Files may be NIfTI, TIFF or .npy, the two sides of a pair in different formats; arrays are Z, Y, X, NIfTI
-    being transposed on reading. A pair has the same name once endings such as `_label`, `_mask` and `_pred`
-    are off. Where a folder has files with such an ending, the others in it are taken for images and left out.
+    Files may be NIfTI, TIFF or .npy, the two sides of a pair in different formats; arrays are Z, Y, X, NIfTI being
+    transposed on reading. A pair has the same name once endings such as `_label`, `_mask` and `_pred` are off. Where
+    a folder has files with such an ending, the others in it are taken for images and left out.
 
     Args:
         pred_dir: what to judge: masks, probabilities or label images.
         label_dir: the truth: masks or label images.
         out_csv: the table to write.
-        kind: what the predictions are: "mask" (components become instances), "labels" (every value above 0 is
-            an instance), or "auto": labels if any file has more than one whole value above 0.
-        label_kind: the same for the truth.
+        kind: of the predictions: "mask" (components become instances), "labels" (every value above 0 is an instance),
+            or "auto": labels if any file has more than one whole value above 0; `label_kind`: of the truth.
         threshold: a voxel of a mask is predicted foreground at this value and above.
         connectivity: of components, 6, 18 or 26.
         minimum_voxels: smaller instances are left out of the instance metrics, on both sides.
         match_dice: least Dice of two matched instances.
         spacing_um: voxel size in ZYX for the Hausdorff distance; None gives it in voxels.
-        volume_pattern: regular expression whose first group, or match, in a patch's name is its volume; None
-            for the rules of `volume_of`.
-        method: how to call the predictions in the table.
-        seed: of the bootstrap.
+        volume_pattern: regular expression whose first group, or match, in a patch's name is its volume; None for the
+            rules of `volume_of`.
+        method: how to call the predictions in the table; `seed`: of the bootstrap.
 
     Raises:
-        MaskFolderError: an unknown setting, an unreadable or empty folder, files without a partner, two files
-            for one patch, or a pair of different shapes.
+        MaskFolderError: an unknown setting, an unreadable or empty folder, files without a partner, two files for one
+            patch, or a pair of different shapes.
         VolumeError: a file that cannot be read as one volume.
     """
     _check_settings(kind=kind, label_kind=label_kind, connectivity=connectivity, minimum_voxels=minimum_voxels)
-    predictions, left_out = masks_in(pred_dir)
-    labels, left_out_labels = masks_in(label_dir)
+    (predictions, left_out), (labels, left_out_labels) = masks_in(pred_dir), masks_in(label_dir)
     pairs = pair_masks(predictions, labels, pred_dir=pred_dir, label_dir=label_dir)
-    kinds = [
-        kind_of(paths, wanted)
-        for paths, wanted in (([p.prediction for p in pairs], kind), ([p.label for p in pairs], label_kind))
-    ]
-    score = functools.partial(
-        segmentation_scores,
-        truth_is_labels=kinds[1] == "labels",
-        threshold=threshold,
-        connectivity=connectivity,
-        minimum_voxels=minimum_voxels,
-        match_dice=match_dice,
-        spacing_um=spacing_um,
-    )
-    rows = []
-    for pair in pairs:
-        prediction, truth = read_pair(pair)
-        rows += score_with_scale(
-            prediction,
-            truth,
-            functools.partial(score, prediction_is_labels=kinds[0] == "labels"),
-            functools.partial(score, prediction_is_labels=kinds[1] == "labels"),
-            patch=pair.patch,
-            volume=volume_of(pair.patch, pattern=volume_pattern),
-            method=method,
-        )
-    settings = {
-        "predictions": kinds[0],
-        "labels": kinds[1],
-        "connectivity": str(connectivity),
-        "minimum_voxels": str(minimum_voxels),
-        "match_dice": f"{match_dice:g}",
-        "threshold": f"{threshold:g}",
-        "spacing_um": "unknown" if spacing_um is None else " ".join(f"{s:g}" for s in spacing_um),
+    kinds = {
+        "predictions": kind_of([pair.prediction for pair in pairs], kind),
+        "labels": kind_of([pair.label for pair in pairs], label_kind),
     }
-    notes = [
-        f"{len(paths)} files of {folder} left out, not named as masks: {', '.join(p.name for p in paths)}"
-        for folder, paths in {pred_dir: left_out, label_dir: left_out_labels}.items()
-        if paths
-    ]
+    limits = {"connectivity": connectivity, "minimum_voxels": minimum_voxels, "match_dice": match_dice}
+    limits |= {"threshold": threshold, "spacing_um": spacing_um}
+    rows = _score_pairs(pairs, kinds, limits, method=method, volume_pattern=volume_pattern)
+    notes = _notes({pred_dir: left_out, label_dir: left_out_labels})
+    settings = kinds | {name: _setting_text(value) for name, value in limits.items()}
     result = Evaluation(rows, summarise(rows, seed=seed), settings, notes)
     write_csv(result, out_csv)
     return result
+
+
+def _score_pairs(
+    pairs: Sequence[MaskPair],
+    kinds: dict[str, str],
+    limits: dict[str, Any],
+    *,
+    method: str,
+    volume_pattern: str | None,
+) -> list[PatchScores]:
+    score = functools.partial(segmentation_scores, truth_is_labels=kinds["labels"] == "labels", **limits)
+    scores = [functools.partial(score, prediction_is_labels=kind == "labels") for kind in kinds.values()]
+    rows = []
+    for pair in pairs:
+        names = {"patch": pair.patch, "volume": volume_of(pair.patch, pattern=volume_pattern), "method": method}
+        rows += score_with_scale(*read_pair(pair), *scores, **names)
+    return rows
+
+
+def _setting_text(value: float | tuple[float, ...] | None) -> str:
+    if value is None:
+        return "unknown"
+    return " ".join(f"{part:g}" for part in (value if isinstance(value, tuple) else (value,)))
+
+
+def _notes(left_out: dict[str | pathlib.Path, list[pathlib.Path]]) -> list[str]:
+    return [
+        f"{len(paths)} files of {folder} left out, not named as masks: {', '.join(p.name for p in paths)}"
+        for folder, paths in left_out.items()
+        if paths
+    ]
 
 
 def score_with_scale(

@@ -34,7 +34,7 @@ def run(patches, tmp_path_factory):
         "data.patch_size": (16, 16, 16),
         "data.validation_frac": 0.34,
         "model.resnet18.widths": WIDTHS,
-        "train.batch_size": 4,
+        "train.batch_size": 8,
         "train.epochs": 2,
         "train.pictures_every_epochs": 0,
         "train.pictures_count": 1,

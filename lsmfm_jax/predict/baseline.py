@@ -16,7 +16,8 @@ from lsmfm_jax.metrics.segmentation import segmentation_scores
 from lsmfm_jax.predict.inputs import Case, PredictionError
 from lsmfm_jax.predict.network import Predictor
 from lsmfm_jax.predict.pictures import draw_segmentation
-from lsmfm_jax.predict.run import Row, Settings, truth_like, volume_facts, write_cases, write_classes
+from lsmfm_jax.predict.run import Settings, truth_like, volume_facts, write_cases, write_classes
+from lsmfm_jax.predict.table import Row
 from lsmfm_jax.tasks.finetune_patches import Patches, read_patches, run_configuration
 from lsmfm_jax.train.checkpoint import write_json_atomically
 

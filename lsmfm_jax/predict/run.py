@@ -1,33 +1,28 @@
 """Predictions on files: masks, classes or deblurred volumes, a table and a picture of each."""
 
-import csv
 import dataclasses
-import os
 import pathlib
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from lsmfm_jax.data.captions import normalise_key
-from lsmfm_jax.data.sealed import TEMPORARY
 from lsmfm_jax.data.volumes import VolumeError, VolumeInfo, read_single, write_nifti
 from lsmfm_jax.metrics.image import image_scores
 from lsmfm_jax.metrics.segmentation import segmentation_scores
 from lsmfm_jax.predict.inputs import Case, PredictionError, find_cases
 from lsmfm_jax.predict.network import Predictor, load_predictor
 from lsmfm_jax.predict.pictures import draw_classification, draw_deblurring, draw_segmentation
+from lsmfm_jax.predict.table import TABLE, Row, cell, summarise, write_table
 from lsmfm_jax.predict.windows import Size, average_windows, blend_windows
 
-TABLE = "predictions.csv"
 # What each task writes for `<name>`, beside its row in the table.
 ENDINGS = {
     "segment": ("_mask.nii.gz", "_prob.nii.gz", ".png"),
     "classify": (".png",),
     "deblur": ("_deblurred.nii.gz", ".png"),
 }
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +63,7 @@ def predict(
 ) -> list[Row]:
     """Predicts on image files of any size with a finetuned run, and writes the results to a folder.
 
+    The table has a row for each file; where there are truths, `summary.csv` has the means with their intervals.
     NIfTI results have the affine and header of their input. A file that fails does not stop the others: it has
     its reason in the table, and all failures are raised together at the end.
 
@@ -145,7 +141,9 @@ def write_cases(
             row["error"] = str(error)
             failures.append(str(error))
         rows.append(row)
-        _write_table(out / TABLE, rows)
+        write_table(out / TABLE, rows)
+    for line in summarise(rows, out):
+        say(line)
     if failures:
         raise PredictionError(
             f"{len(failures)} of {len(cases)} files failed, the others are in {out}: {'; '.join(failures[:5])}"
@@ -289,23 +287,9 @@ def _check_outputs(cases: Sequence[Case], out: pathlib.Path, endings: Sequence[s
         )
 
 
-def _write_table(path: pathlib.Path, rows: Sequence[Row]) -> None:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    temporary = path.with_name(path.name + TEMPORARY)
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-    os.replace(temporary, path)
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
 def _summary(case: Case, row: Row) -> str:
     told = [
-        f"{name} {_cell(row[name])}"
+        f"{name} {cell(row[name])}"
         for name in ("foreground_frac", "class", "truth", "dice", "psnr", "psnr_blurred", "ssim")
         if name in row and not (name == "truth" and "class" not in row)
     ]

@@ -14,13 +14,14 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from lsmfm_jax.augment import AugmentSettings, augment_geometry
+from lsmfm_jax.augment import augment_geometry
 from lsmfm_jax.data.labelled_batches import LabelledPatch
 from lsmfm_jax.losses import deblur as losses
 from lsmfm_jax.models.backbone import Trunk
 from lsmfm_jax.tasks.finetune_pictures import draw_volumes
 from lsmfm_jax.tasks.finetune_rows import as_task, equal_shares, first_rows, real_rows, sample_keys, scaled_images
 from lsmfm_jax.tasks.finetuning import Network, backbone_of, dense_head
+from lsmfm_jax.tasks.inputs import geometry_settings
 from lsmfm_jax.train.task import Local, PyTree, Rows, Task
 
 
@@ -139,23 +140,6 @@ def measure_target_range(patches: Sequence[LabelledPatch]) -> tuple[float, float
         low, high = (np.percentile(patch.target, [0.1, 99.9]) - patch.low) / span
         bottom, top = min(bottom, float(low)), max(top, float(high))
     return bottom, top
-
-
-def geometry_settings(config: ConfigDict) -> AugmentSettings:
-    """Flips, turns and affine maps of a configuration's `augment`, and no change of intensities."""
-    chance = config.probability
-    return AugmentSettings(
-        flip_prob=chance,
-        independent_flips=config.independent_flips,
-        rotate90_prob=chance,
-        affine_prob=chance,
-        affine_rotation_rad=config.rotation_rad,
-        affine_scale_frac=config.scale_frac,
-        noise_prob=0.0,
-        smooth_prob=0.0,
-        scale_prob=0.0,
-        shift_prob=0.0,
-    )
 
 
 def build_deblurrer(

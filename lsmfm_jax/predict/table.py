@@ -1,0 +1,122 @@
+"""The tables of a prediction: a row for each file, and for those with a truth the means with their intervals."""
+
+import csv
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from lsmfm_jax.data.layouts import stem
+from lsmfm_jax.data.mask_folders import volume_of
+from lsmfm_jax.data.sealed import TEMPORARY
+from lsmfm_jax.metrics.classification import (
+    classification_scores,
+    confusion_figure,
+    confusion_matrix,
+    write_confusion_csv,
+)
+from lsmfm_jax.metrics.intervals import Interval, bootstrap_mean, bootstrap_statistic
+
+TABLE = "predictions.csv"
+SUMMARY = "summary.csv"
+CONFUSION = "confusion"
+Row = dict[str, Any]
+_PROBABILITY = "probability_"
+
+
+def write_table(path: pathlib.Path, rows: Sequence[Row]) -> None:
+    """Writes rows as CSV, with the columns of them all; the file is replaced in one step."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    temporary = path.with_name(path.name + TEMPORARY)
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
+    os.replace(temporary, path)
+
+
+def cell(value: Any) -> str:
+    """A value as the tables have it."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def summarise(rows: Sequence[Row], out: pathlib.Path) -> list[str]:
+    """Writes the mean of each metric with its 95 % intervals over patches and over volumes, and says it in lines.
+
+    The table is `summary.csv`; for classes there are also `confusion.csv`, with the scores of each class, and
+    `confusion.png`. The volume of a patch is told from its name (see `volume_of`).
+
+    Args:
+        rows: of the files; those without a truth are left out.
+        out: folder.
+
+    Returns:
+        Nothing where no file has a truth.
+    """
+    judged = [row for row in rows if "truth" in row and "error" not in row]
+    if not judged:
+        return []
+    # As evaluation has it: `<name>_blurred` is of the volume of `<name>`.
+    volumes = [volume_of(stem(pathlib.Path(row["file"])).removesuffix("_blurred")) for row in judged]
+    if any(name.startswith(_PROBABILITY) for name in judged[0]):
+        intervals = _of_classes(judged, volumes, out)
+    else:
+        names = list(judged[0])[list(judged[0]).index("truth") + 1 :]
+        values = {name: np.array([row[name] for row in judged], np.float64) for name in names}
+        intervals = {
+            name: (bootstrap_mean(column), bootstrap_mean(column, groups=volumes)) for name, column in values.items()
+        }
+    lines = [
+        {
+            "metric": name,
+            "mean": by_patch.value,
+            "patches_low": by_patch.low,
+            "patches_high": by_patch.high,
+            "volumes_low": by_volume.low,
+            "volumes_high": by_volume.high,
+            "patches": by_patch.units,
+            "volumes": by_volume.units,
+        }
+        for name, (by_patch, by_volume) in intervals.items()
+    ]
+    write_table(out / SUMMARY, [{k: "" if _is_nan(v) else v for k, v in line.items()} for line in lines])
+    head = f"{len(judged)} files of {len(set(volumes))} volumes judged; means [95 % over patches] [over volumes]:"
+    return [head, *(f"  {name} {_text(*both)}" for name, both in intervals.items())]
+
+
+def _of_classes(
+    judged: Sequence[Row], volumes: Sequence[str], out: pathlib.Path
+) -> dict[str, tuple[Interval, Interval]]:
+    classes = [name.removeprefix(_PROBABILITY) for name in judged[0] if name.startswith(_PROBABILITY)]
+    truth, predicted = (np.array([classes.index(row[name]) for row in judged]) for name in ("truth", "class"))
+    matrix = confusion_matrix(truth, predicted, classes=len(classes))
+    write_confusion_csv(matrix, classes, out / f"{CONFUSION}.csv")
+    figure = confusion_figure(matrix, classes)
+    FigureCanvasAgg(figure)
+    figure.savefig(out / f"{CONFUSION}.png", dpi=110)
+
+    def macro_f1(places: np.ndarray) -> float:
+        drawn = confusion_matrix(truth[places], predicted[places], classes=len(classes))
+        return classification_scores(drawn)["macro_f1"]
+
+    right = (truth == predicted).astype(np.float64)
+    return {
+        "accuracy": (bootstrap_mean(right), bootstrap_mean(right, groups=volumes)),
+        "macro_f1": tuple(bootstrap_statistic(macro_f1, len(judged), groups=groups) for groups in (None, volumes)),
+    }
+
+
+def _text(by_patch: Interval, by_volume: Interval) -> str:
+    limits = [
+        "[-]" if math.isnan(interval.low) else f"[{interval.low:.3f}, {interval.high:.3f}]"
+        for interval in (by_patch, by_volume)
+    ]
+    return " ".join([f"{by_patch.value:.3f}", *limits])
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
