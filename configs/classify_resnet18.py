@@ -2,7 +2,7 @@
 
     lsmfm finetune --config configs/classify_resnet18.py --workdir RUN --config.data.folder=PATCHES
 
-`PATCHES` holds `<class>_patch_<n>....nii.gz` (or class folders, or a CSV); a store of `lsmfm data ingest` works too.
+`PATCHES` holds `<class>_patch_<n>....nii.gz` (or class folders, or a CSV), or is a store, with caption keys as classes.
 With `train/` and `val/` in it those are the sides, else volumes are drawn for validation. The seed and the keys of
 `data` draw the sides, so a run of configs/classify_unet.py with the same ones has the same patches.
 

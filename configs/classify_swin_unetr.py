@@ -3,7 +3,7 @@
     lsmfm finetune --config configs/classify_swin_unetr.py --workdir RUN --config.data.folder=PATCHES \
         --config.init_from=PRETRAINED
 
-`PATCHES` holds `<class>_patch_<n>....nii.gz` (or class folders, or a CSV).
+`PATCHES` holds `<class>_patch_<n>....nii.gz` (or class folders, or a CSV), or is a store, with caption keys as classes.
 With `train/` and `val/` in it those are the sides, else volumes are drawn for validation.
 `PRETRAINED` is a run of `lsmfm pretrain` or a folder made by `lsmfm convert import`; the architecture is read from
 it. Without init_from the network starts from scratch.

@@ -3,7 +3,8 @@
     lsmfm finetune --config configs/deblur_swin_unetr.py --workdir RUN --config.data.folder=PATCHES \
         --config.init_from=PRETRAINED
 
-`PATCHES` holds `<name>.nii.gz` and `<name>_blurred.nii.gz` (or sharp volumes alone, with blur.source made).
+`PATCHES` holds `<name>.nii.gz` and `<name>_blurred.nii.gz` (or sharp volumes alone, or a store of them, with
+blur.source made).
 With `train/` and `val/` in it those are the sides, else volumes are drawn for validation.
 `PRETRAINED` is a run of `lsmfm pretrain` or a folder made by `lsmfm convert import`; the architecture is read from
 it. Without init_from the network starts from scratch.
