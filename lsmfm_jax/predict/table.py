@@ -24,6 +24,8 @@ from lsmfm_jax.metrics.intervals import Interval, bootstrap_mean, bootstrap_stat
 TABLE = "predictions.csv"
 SUMMARY = "summary.csv"
 CONFUSION = "confusion"
+# Of the many metrics, those that are printed too.
+PRINTED = ("dice", "panoptic_quality", "accuracy", "macro_f1", "psnr", "psnr_blurred", "ssim", "ssim_blurred")
 Row = dict[str, Any]
 _PROBABILITY = "probability_"
 
@@ -47,7 +49,7 @@ def cell(value: Any) -> str:
 def summarise(rows: Sequence[Row], out: pathlib.Path) -> list[str]:
     """Writes the mean of each metric with its 95 % intervals over patches and over volumes, and says it in lines.
 
-    The table is `summary.csv`; for classes there are also `confusion.csv`, with the scores of each class, and
+    The table is `summary.csv`, the lines have the main metrics; for classes there are also `confusion.csv`, with the scores of each class, and
     `confusion.png`. The volume of a patch is told from its name (see `volume_of`).
 
     Args:
@@ -85,7 +87,7 @@ def summarise(rows: Sequence[Row], out: pathlib.Path) -> list[str]:
     ]
     write_table(out / SUMMARY, [{k: "" if _is_nan(v) else v for k, v in line.items()} for line in lines])
     head = f"{len(judged)} files of {len(set(volumes))} volumes judged; means [95 % over patches] [over volumes]:"
-    return [head, *(f"  {name} {_text(*both)}" for name, both in intervals.items())]
+    return [head, *(f"  {name} {_text(*intervals[name])}" for name in PRINTED if name in intervals)]
 
 
 def _of_classes(
