@@ -49,8 +49,8 @@ def cell(value: Any) -> str:
 def summarise(rows: Sequence[Row], out: pathlib.Path) -> list[str]:
     """Writes the mean of each metric with its 95 % intervals over patches and over volumes, and says it in lines.
 
-    The table is `summary.csv`, the lines have the main metrics; for classes there are also `confusion.csv`, with the scores of each class, and
-    `confusion.png`. The volume of a patch is told from its name (see `volume_of`).
+    The table is `summary.csv`, the lines have the main metrics; for classes there are also `confusion.csv`, with the
+    scores of each class, and `confusion.png`. The volume of a patch is told from its name (see `volume_of`).
 
     Args:
         rows: of the files; those without a truth are left out.
