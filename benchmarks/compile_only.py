@@ -22,6 +22,9 @@ from training_step import batch_shapes, lowered_arguments, parts
 
 from lsmfm_jax.train.sharding import make_mesh
 
+# A window of three reaches one plane into the part of each neighbour.
+NEIGHBOUR_PLANES = 2
+
 
 def main() -> None:
     parser = outcome.parser(__doc__)
@@ -59,8 +62,9 @@ def measure(config: Any, *, devices: int) -> dict[str, Any]:
     result = outcome.facts("compile_only", device=f"{devices} x {gpu_target.DEVICE}, compiled for, not run")
     result |= described(config) | {"devices": devices, "mesh": dict(mesh.shape)}
     result |= describe(compiled)
-    # Where it is not, every card along the depth computes the whole volume.
-    result["depth_is_split"] = result["deepest_convolution"] <= config.data.input_size[0] // mesh.shape["depth"]
+    # Where it is not, every card along the depth computes the whole volume. Planes of a neighbour may come on top.
+    share = config.data.input_size[0] // mesh.shape["depth"]
+    result["depth_is_split"] = result["deepest_convolution"] <= share + NEIGHBOUR_PLANES
     result["operations_per_step"] = step_operations(config)
     result["operations_per_patch"] = training_operations_per_patch(config)
     result["compile_s"] = seconds

@@ -10,8 +10,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from recipes import bert_sizes, dummy_batch, recipe
 
+from lsmfm_jax.models.tensor_limits import check_map_sizes
 from lsmfm_jax.models.text import BertConfig
-from lsmfm_jax.tasks.pretrain import pretraining_task
+from lsmfm_jax.tasks.pretrain import build_networks, pretraining_task
 from lsmfm_jax.tasks.pretrain_setup import pretraining_rules
 from lsmfm_jax.train.optim import make_optimiser
 from lsmfm_jax.train.run import compile_step, optimiser_settings
@@ -88,6 +89,12 @@ def parts(config: ConfigDict) -> tuple[Task, Any, Callable[..., Any], TrainState
 def build(config: ConfigDict, *, devices: Sequence[jax.Device] | None = None) -> Built:
     """A step with its state on a mesh of the given devices, or of all."""
     mesh = make_mesh(**config.mesh, devices=devices)
+    check_map_sizes(
+        build_networks(config, None).backbone,
+        tuple(config.data.input_size),
+        batch=config.train.batch_size // config.train.accumulate_steps,
+        devices=mesh.size,
+    )
     task, optimiser, step, abstract = parts(config)
     shardings = state_shardings(abstract, mesh)
 
