@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 
 import jax
@@ -58,13 +59,14 @@ def _lines(folder: pathlib.Path) -> list[dict]:
     return [{name: value for name, value in line.items() if name != "patches_per_s"} for line in lines]
 
 
-def test_resume_is_bitwise(tmp_path):
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGUSR1])
+def test_resume_is_bitwise(tmp_path, asked):
     whole, _ = execute(_config(), _setup(), tmp_path / "whole", say=_quiet)
 
     def interrupted(start_step):
         for step, batch in enumerate(toy_batches(start_step), start_step):
             if step == 7:  # in the middle of the third epoch
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), asked)
             yield batch
 
     folder = tmp_path / "parts"
@@ -152,6 +154,44 @@ def test_one_bad_step_is_reported_and_survived(tmp_path, capsys):
     state, _ = execute(_config(), _setup(batches=poisoned), tmp_path / "run", say=_quiet)
     assert int(state.bad_total) == 1
     assert "non-finite loss or gradient at step 5: state kept as it was; samples 400" in capsys.readouterr().out
+
+
+def test_a_loss_spike_is_told_with_its_samples(tmp_path, capsys):
+    def spiked(start_step):
+        for step, batch in enumerate(toy_batches(start_step), start_step):
+            if step == 7:
+                batch["x"] *= 100.0
+            yield batch
+
+    for factor, told in ((5.0, True), (0.0, False)):
+        execute(_config(spike_factor=factor), _setup(batches=spiked), tmp_path / str(factor), say=_quiet)
+        said = capsys.readouterr().out
+        ids = ", ".join(str(700 + row) for row in range(8))
+        assert (re.search(rf"loss spike at step 8: \S+, usually \S+; samples {ids}", said) is not None) == told
+        assert said.count("loss spike") == told
+
+
+def test_a_run_goes_on_on_other_devices_with_the_same_losses(tmp_path):
+    """Equal to rounding, not to the bit: sums are added up in another order."""
+    whole, _ = execute(_config(log_every_steps=1), _setup(), tmp_path / "whole", say=_quiet)
+    folder = tmp_path / "parts"
+
+    def interrupted(start_step):
+        for step, batch in enumerate(toy_batches(start_step), start_step):
+            if step == 4:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            yield batch
+
+    execute(_config(log_every_steps=1), _setup(batches=interrupted), folder, say=_quiet)
+    config = _config(log_every_steps=1)
+    config.mesh.fsdp = 4
+    assert check_run_folder(config, folder, allow_change=True)
+    again, _ = execute(config, _setup(), folder, say=_quiet)
+    assert int(again.step) == int(whole.step)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), again.params, whole.params)
+    for ours, theirs in zip(_lines(folder), _lines(tmp_path / "whole"), strict=True):
+        assert ours["step"] == theirs["step"]
+        np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-5)
 
 
 def test_the_step_compiles_once(tmp_path, caplog):

@@ -17,6 +17,16 @@ def seal_records(folder: pathlib.Path) -> None:
     replace_file(folder / SEAL, seal({"files": files}))
 
 
+def damaged_record(folder: pathlib.Path, name: str) -> list[str]:
+    """A line where one text file of a run differs from what was written, or the seal that says so is damaged.
+
+    Folders without a seal (imported by an earlier release) have nothing to compare with.
+    """
+    if not (folder / SEAL).exists():
+        return []
+    return [line for line in damaged_records(folder) if line.startswith((f"{folder / name}:", f"{folder / SEAL}:"))]
+
+
 def damaged_records(folder: pathlib.Path, *, kept_only: bool = False) -> list[str]:
     """One line for each text file of a run that is missing or differs from what was written; empty where whole.
 

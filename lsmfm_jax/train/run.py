@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lsmfm_jax.config_files import as_json, differences
-from lsmfm_jax.train.checkpoint import Checkpoints, committed_steps, write_json_atomically
+from lsmfm_jax.train.checkpoint import Checkpoints, Restored, committed_steps, write_json_atomically
 from lsmfm_jax.train.fingerprints import combined_fingerprint
 from lsmfm_jax.train.initialise import take_over
 from lsmfm_jax.train.loop import Ending, Loop, LoopSettings, Run
@@ -19,7 +19,7 @@ from lsmfm_jax.train.optim import AdamWSettings, Rule, group_table, make_optimis
 from lsmfm_jax.train.records import damaged_records, seal_records
 from lsmfm_jax.train.sharding import batch_shardings, make_mesh, sharding_table, split_volumes, state_shardings
 from lsmfm_jax.train.state import TrainState, parameter_count, state_of
-from lsmfm_jax.train.step import build_train_step
+from lsmfm_jax.train.step import Step, build_train_step
 from lsmfm_jax.train.task import PyTree, Task
 from lsmfm_jax.train.tracking import Tracker
 
@@ -101,92 +101,99 @@ def execute(
     settings = optimiser_settings(config, setup.steps_per_epoch)
     shapes = jax.eval_shape(setup.task.init, jax.random.key(config.seed))
     optimiser = make_optimiser(shapes[0], setup.rules, settings)
-    table = group_table(shapes[0], setup.rules, settings)
-    main = jax.process_index() == 0
-    if main:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json_atomically(folder / "config.json", as_json(config))
-        write_json_atomically(folder / "run.json", setup.record)
-        (folder / "groups.txt").write_text(table + "\n")
-        say(f"{parameter_count(shapes[0]):,} parameters on {mesh.size} devices, mesh {dict(mesh.shape)}\n{table}")
     abstract = jax.eval_shape(lambda p, s: state_of(setup.task, optimiser, p, s), *shapes)
     shardings = state_shardings(abstract, mesh)
+    main = jax.process_index() == 0
     if main:
-        (folder / "sharding.txt").write_text(sharding_table(abstract, mesh) + "\n")
-        seal_records(folder)
-    abstract = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, shardings
-    )
-    train = config.train
-    checkpoints = Checkpoints(
-        folder / "checkpoints", keep=train.keep_checkpoints, keep_period_steps=train.keep_period_steps
-    )
-    best = Checkpoints(folder / "best", keep=1)
-    restored = checkpoints.restore(abstract)
-    for kept in (checkpoints, best):
-        kept.adopt_unsealed(abstract)
-    if restored is None:
-        state = _fresh_state(config, setup, optimiser, shardings, say)
-    else:
-        state = restored.state
-        say(f"resumed from {checkpoints.folder} at step {restored.step}")
-    step_fn = build_train_step(
-        setup.task,
-        optimiser,
-        seed=config.seed,
-        rules=setup.rules,
-        accumulate_steps=train.accumulate_steps,
-        teacher_decay=setup.teacher_decay,
-        teacher_updates_per_step=setup.teacher_updates_per_step,
-    )
-    loop_settings = LoopSettings(
-        epochs=train.epochs,
-        steps_per_epoch=setup.steps_per_epoch,
-        patience_epochs=train.patience_epochs,
-        log_every_steps=train.log_every_steps,
-        validate_every_epochs=train.validate_every_epochs,
-        pictures_every_epochs=train.pictures_every_epochs,
-        checkpoint_every_epochs=train.checkpoint_every_epochs,
-        max_bad_steps=train.max_bad_steps,
-        spike_factor=train.spike_factor,
-        on_disk_full=train.on_disk_full,
-        monitor=setup.monitor,
-        higher_is_better=setup.higher_is_better,
-    )
-    tracker = None
-    if main:
-        tracker = Tracker(
-            folder,
-            start_step=int(state.step),
-            total_steps=loop_settings.total_steps,
-            tensorboard=train.tensorboard,
-            wandb_project=train.wandb_project,
+        groups = group_table(shapes[0], setup.rules, settings)
+        say(f"{parameter_count(shapes[0]):,} parameters on {mesh.size} devices, mesh {dict(mesh.shape)}\n{groups}")
+        _write_records(folder, config, setup, {"groups": groups, "sharding": sharding_table(abstract, mesh)})
+    with contextlib.ExitStack() as closing:
+        train = config.train
+        checkpoints = Checkpoints(
+            folder / "checkpoints", keep=train.keep_checkpoints, keep_period_steps=train.keep_period_steps
         )
-    run = Run(
-        task=setup.task,
-        step=compile_step(step_fn, shardings, mesh),
-        batches=setup.batches,
-        validation=setup.validation,
-        mesh=mesh,
-        folder=folder,
-        checkpoints=checkpoints,
-        best_checkpoints=best,
-        tracker=tracker,
-    )
-    loop = Loop(run, loop_settings)
-    if restored is not None:
-        loop.resume_from(restored)
-    try:
+        closing.callback(checkpoints.close)
+        best = Checkpoints(folder / "best", keep=1)
+        closing.callback(best.close)
+        restored = _restored(checkpoints, best, abstract, shardings)
+        if restored is None:
+            state = _fresh_state(config, setup, optimiser, shardings, say)
+        else:
+            state = restored.state
+            say(f"resumed from {checkpoints.folder} at step {restored.step}")
+        loop_settings = _loop_settings(config, setup)
+        tracker = _tracker(config, folder, int(state.step), loop_settings.total_steps) if main else None
+        if tracker is not None:
+            closing.callback(tracker.close)
+        run = Run(
+            task=setup.task,
+            step=compile_step(_train_step(config, setup, optimiser), shardings, mesh),
+            batches=setup.batches,
+            validation=setup.validation,
+            mesh=mesh,
+            folder=folder,
+            checkpoints=checkpoints,
+            best_checkpoints=best,
+            tracker=tracker,
+        )
+        loop = Loop(run, loop_settings)
+        if restored is not None:
+            loop.resume_from(restored)
         state, ending = loop.go(state)
         # The same number for the same state, whatever the devices and the interruptions on the way to it.
         say(f"state {combined_fingerprint(state)} at step {int(state.step)}")
         return state, ending
-    finally:
-        with contextlib.ExitStack() as closing:
-            if tracker is not None:
-                closing.callback(tracker.close)
-            closing.callback(best.close)
-            closing.callback(checkpoints.close)
+
+
+def _write_records(folder: pathlib.Path, config: ConfigDict, setup: Setup, tables: dict[str, str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json_atomically(folder / "config.json", as_json(config))
+    write_json_atomically(folder / "run.json", setup.record)
+    for name, table in tables.items():
+        (folder / f"{name}.txt").write_text(table + "\n")
+    seal_records(folder)
+
+
+def _restored(checkpoints: Checkpoints, best: Checkpoints, abstract: PyTree, shardings: PyTree) -> Restored | None:
+    """The newest whole checkpoint; what a killed run left without its seal is looked after."""
+    abstract = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, shardings
+    )
+    restored = checkpoints.restore(abstract)
+    for kept in (checkpoints, best):
+        kept.adopt_unsealed(abstract)
+    return restored
+
+
+def _tracker(config: ConfigDict, folder: pathlib.Path, start_step: int, total_steps: int) -> Tracker:
+    return Tracker(
+        folder,
+        start_step=start_step,
+        total_steps=total_steps,
+        tensorboard=config.train.tensorboard,
+        wandb_project=config.train.wandb_project,
+    )
+
+
+def _train_step(config: ConfigDict, setup: Setup, optimiser: Any) -> Step:
+    return build_train_step(
+        setup.task,
+        optimiser,
+        seed=config.seed,
+        rules=setup.rules,
+        accumulate_steps=config.train.accumulate_steps,
+        teacher_decay=setup.teacher_decay,
+        teacher_updates_per_step=setup.teacher_updates_per_step,
+    )
+
+
+def _loop_settings(config: ConfigDict, setup: Setup) -> LoopSettings:
+    """From the keys of `train` and the fields of the setup that have the same names."""
+    names = [field.name for field in dataclasses.fields(LoopSettings)]
+    return LoopSettings(
+        **{name: config.train[name] if name in config.train else getattr(setup, name) for name in names}
+    )
 
 
 def compile_step(step_fn: Callable[..., Any], shardings: PyTree, mesh: jax.sharding.Mesh) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from lsmfm_jax.train.checkpoint import (
     read_part,
     write_json_atomically,
 )
-from lsmfm_jax.train.records import seal_records
+from lsmfm_jax.train.records import damaged_record, seal_records
 
 PyTree = Any
 GROUPS = ("best", "checkpoints")
@@ -54,6 +54,10 @@ def read_weights(folder: pathlib.Path | str, *, teacher: bool = False) -> Weight
         ) from None
     except ValueError as error:
         raise CheckpointError(f"{folder / 'run.json'}: damaged: {error}") from error
+    # A digit that changed in a scale or a class name would still be JSON.
+    damaged = damaged_record(folder, "run.json")
+    if damaged:
+        raise CheckpointError(f"{'; '.join(damaged)}. Start the run again, which writes it anew, or take a copy")
     damages = []
     names = ("params", "batch_stats", "teacher") if teacher else ("params", "batch_stats")
     for group in GROUPS:
