@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import time
@@ -16,11 +17,15 @@ import pytest
 from tiny_runs import final_state, finish, make_store, metrics, pretraining, start
 from toy import toy_batches
 
-from lsmfm_jax.train.checkpoint import SaveError, committed_steps
+from lsmfm_jax.data.sealed import DamagedFile
+from lsmfm_jax.data.splits import load_split
+from lsmfm_jax.data.store import DamagedPatch, PatchStore
+from lsmfm_jax.train.checkpoint import CheckpointError, SaveError, committed_steps, read_part
 from lsmfm_jax.train.fingerprints import combined_fingerprint
 from lsmfm_jax.train.loop import Ending
-from lsmfm_jax.train.records import SEAL
+from lsmfm_jax.train.records import REWRITTEN, SEAL, damaged_records
 from lsmfm_jax.train.run import ResumeError, check_run_folder, execute
+from lsmfm_jax.train.weights import read_weights
 from lsmfm_jax.verify import verify
 
 KILLS = int(os.environ.get("LSMFM_SOAK_KILLS", "3"))
@@ -69,8 +74,11 @@ def _flip(path, chance):
     path.write_bytes(data)
 
 
-def _found(folder, files, flips):
-    """Flips one bit in one file at a time, in larger files more often; each must be named, then it is put right."""
+def _found(folder, files, flips, loaded):
+    """Flips one bit in one file at a time, in larger files more often; each must be named, then it is put right.
+
+    `loaded(victim)` reads what is in the file as a program would, and checks that this notices too.
+    """
     chance = random.Random(SEED)
     for _ in range(flips):
         victim = chance.choices(files, [50 + file.stat().st_size for file in files])[0]
@@ -78,6 +86,7 @@ def _found(folder, files, flips):
         _flip(victim, chance)
         damages = verify(folder)
         assert any(str(victim) in line for line in damages), f"{victim}: {damages}"
+        loaded(victim)
         victim.write_bytes(before)
     assert verify(folder) == []
 
@@ -96,7 +105,22 @@ def test_any_bit_flipped_in_a_run_is_found_and_named(undisturbed, tmp_path):
     files = [f for f in files if f.name not in outputs and "pictures" not in f.parts and "tensorboard" not in f.parts]
     names = {str(file.relative_to(folder)) for file in files}
     assert {"config.json", "run.json", "split.json", "groups.txt", SEAL, "text/vocab.txt"} <= names
-    _found(folder, files, FLIPS)
+
+    def loaded(victim):
+        name = victim.relative_to(folder)
+        if name.parts[0] in ("checkpoints", "best"):
+            with pytest.raises(CheckpointError, match=re.escape(str(victim))):
+                read_part(folder / name.parts[0], committed_steps(folder / name.parts[0])[0], ("params",))
+        elif str(name) in ("run.json", SEAL):
+            with pytest.raises(CheckpointError, match=re.escape(str(victim))):
+                read_weights(folder)
+        elif str(name) == "split.json":
+            with pytest.raises(ValueError, match=re.escape(str(victim))):
+                load_split(victim, PatchStore.open(undisturbed[0]).rows)
+        elif str(name) not in REWRITTEN:
+            assert any(str(victim) in line for line in damaged_records(folder, kept_only=True))
+
+    _found(folder, files, FLIPS, loaded)
     for name in ("config.json", "split.json", "text/config.json", SEAL):
         (folder / name).rename(tmp_path / "away")
         assert any(str(folder / name) in line for line in verify(folder)), name
@@ -110,7 +134,21 @@ def test_any_bit_flipped_in_a_run_is_found_and_named(undisturbed, tmp_path):
 def test_any_bit_flipped_in_a_store_is_found_and_named(undisturbed, tmp_path):
     folder = tmp_path / "s"
     shutil.copytree(undisturbed[0], folder)
-    _found(folder, [file for file in sorted(folder.rglob("*")) if file.is_file()], FLIPS)
+    store = PatchStore.open(folder)
+    expected = {row.id: store.read(i) for i, row in enumerate(store.rows)}
+
+    def loaded(victim):
+        """A changed patch is never handed out; some bytes, as blanks in a header, change none."""
+        try:
+            damaged = PatchStore.open(folder)
+        except DamagedFile as error:
+            assert error.path == str(victim)
+            return
+        for i, row in enumerate(damaged.rows):
+            with contextlib.suppress(DamagedPatch):
+                np.testing.assert_array_equal(damaged.read(i), expected[row.id])
+
+    _found(folder, [file for file in sorted(folder.rglob("*")) if file.is_file()], FLIPS, loaded)
 
 
 def test_a_damaged_record_is_not_resumed_over(tmp_path):
