@@ -63,12 +63,16 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, depth: int = 1, devices: Sequenc
         )
     grid = np.array(devices).reshape(tuple(sizes.values()))
     # A process reads whole volumes, each for devices of its own.
-    if any(len({device.process_index for device in column}) > 1 for column in grid.reshape(-1, sizes["depth"])):
+    if any(len(set(map(_process_of, column))) > 1 for column in grid.reshape(-1, sizes["depth"])):
         raise ValueError(
             f"mesh.depth: {sizes['depth']} does not divide the devices of each process ({jax.local_device_count()} "
             "here); a volume is split within one process only, so lower it"
         )
     return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def _process_of(device: jax.Device) -> int:
+    return device.process_index
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
