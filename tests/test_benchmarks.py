@@ -224,6 +224,23 @@ def test_messages_between_cards_cost_what_the_arithmetic_says():
         scaling.project({"devices": 1})
 
 
+def test_halos_between_the_parts_of_a_volume_are_counted():
+    import scaling
+
+    compiled = {"model": "unet", "device": "none", "devices": 8, "batch_size": 8, "input_size": [64] * 3, "mesh": {}}
+    compiled |= {
+        "operations_per_patch": {"step": 1e12},
+        "collectives": {"all-reduce": {"count": 3, "bytes": 5_000_000}},
+    }
+    plain = scaling.project(compiled)
+    compiled["collectives"]["collective-permute"] = {"count": 90, "bytes": 130_000_000}
+    split = scaling.project(compiled)
+    for cards in ("on_8_cards", "on_256_cards"):
+        more = split[cards]["message_s"] - plain[cards]["message_s"]
+        assert more == pytest.approx(130e6 / 360e9 + 90 * 20e-6)
+    assert split["other_collectives"] == {}
+
+
 def test_losses_of_both_sides_are_compared_figure_by_figure():
     import vs_torch
 
