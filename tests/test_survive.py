@@ -10,6 +10,7 @@ import random
 import re
 import resource
 import shutil
+import subprocess
 import time
 
 import numpy as np
@@ -43,29 +44,69 @@ def undisturbed(tmp_path_factory):
     return store, folder / "run", said, folder / "cache"
 
 
+# How long after its sign has been seen the kill may come, as a share of the time that a whole run takes.
+MOMENTS = {"mid-save": 0.005, "between": 0.4, "compile": 0.3, "start-up": 0.5}
+
+
+def _newer(paths, began):
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime > began:
+                return True
+    return False
+
+
+def _kill(process, moment, folder, *, length_s, chance):
+    """Kills a run at a moment of a kind; False where it has ended before."""
+    began = time.time()
+    signs = {
+        "start-up": lambda: True,
+        # The last of the records, before the step is compiled.
+        "compile": lambda: _newer([folder / "seal.json"], began),
+        "between": lambda: _newer([folder / "seal.json"], began),
+        "mid-save": lambda: _newer(folder.glob("*/*tmp*"), began),
+    }
+    while not signs[moment]() and process.poll() is None:
+        time.sleep(0.001)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(chance.uniform(0.0, MOMENTS[moment] * length_s))
+    alive = process.poll() is None
+    process.kill()
+    return alive
+
+
 @pytest.mark.slow
 @pytest.mark.kill
 def test_killed_at_random_moments_the_run_ends_in_the_state_of_the_undisturbed_one(undisturbed, tmp_path):
     store, whole, said, cache = undisturbed
-    arguments = pretraining(store, tmp_path / "run", epochs=EPOCHS)
     chance = random.Random(SEED)
     began = time.monotonic()
     # Once undisturbed with the programs in the cache: the time over which the kills are spread, and determinism.
     again = finish(start(*pretraining(store, tmp_path / "again", epochs=EPOCHS), XDG_CACHE_HOME=cache))
     length_s = time.monotonic() - began
     assert final_state(again) == final_state(said)
-    for _ in range(KILLS):
-        process = start(*arguments, XDG_CACHE_HOME=cache)
-        with contextlib.suppress(Exception):
-            process.wait(chance.uniform(0.15, 1.0) * length_s)
-        process.kill()
-        assert "Traceback" not in finish(process, expect=None)
-    end = finish(start(*arguments, XDG_CACHE_HOME=cache))
+    kills, runs = [], [tmp_path / "run0"]
+    while len(kills) < KILLS:
+        moment = list(MOMENTS)[len(kills) % len(MOMENTS)]
+        # Compiling is seen with an empty cache only.
+        place = tmp_path / f"cache{len(kills)}" if moment == "compile" else cache
+        process = start(*pretraining(store, runs[-1], epochs=EPOCHS), XDG_CACHE_HOME=place)
+        killed = _kill(process, moment, runs[-1], length_s=length_s, chance=chance)
+        out = finish(process, expect=None if killed else 0)
+        assert "Traceback" not in out
+        if killed:
+            kills.append((moment, runs[-1].name, sorted(committed_steps(runs[-1] / "checkpoints"))))
+        else:
+            assert final_state(out) == final_state(said)
+            runs.append(tmp_path / f"run{len(runs)}")
+    print(*kills, sep="\n")
+    end = finish(start(*pretraining(store, runs[-1], epochs=EPOCHS), XDG_CACHE_HOME=cache))
     assert final_state(end) == final_state(said)
-    for kind in ("train", "validation"):
-        expected = {step: line["loss"] for step, line in metrics(whole, kind).items()}
-        assert {step: line["loss"] for step, line in metrics(tmp_path / "run", kind).items()} == expected
-    assert verify(tmp_path / "run") == []
+    for run in runs:
+        for kind in ("train", "validation"):
+            expected = {step: line["loss"] for step, line in metrics(whole, kind).items()}
+            assert {step: line["loss"] for step, line in metrics(run, kind).items()} == expected
+        assert verify(run) == []
 
 
 def _flip(path, chance):
