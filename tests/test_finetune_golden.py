@@ -16,6 +16,8 @@ from lsmfm_jax.train.state import state_of
 from lsmfm_jax.train.step import build_train_step
 
 FILES = {"unet": "unet", "swin_unetr": "swinunetr"}
+# Their steps are traced or run on a smaller SwinUNETR in test_finetune_training.py.
+TRACED_ELSEWHERE = {("swin_unetr", "classify"), ("swin_unetr", "deblur")}
 SIZES = {"unet": 16, "swin_unetr": 32}
 
 
@@ -46,7 +48,7 @@ def begin(task, name, folder, patches, run):
 
 
 @pytest.mark.parametrize("task", ["segment", "classify", "deblur"])
-def test_all_of_the_backbone_is_taken_and_the_task_steps(imported, patches, tmp_path, task):
+def test_all_of_the_backbone_is_taken_by_every_task(imported, patches, tmp_path, task):
     name, folder = imported
     setup, shapes, step, state = begin(task, name, folder, patches, tmp_path)
     assert setup.record["architecture"]["name"] == name and setup.record["architecture"]["out_channels"] == 24
@@ -55,6 +57,8 @@ def test_all_of_the_backbone_is_taken_and_the_task_steps(imported, patches, tmp_
     assert list(params) == ["backbone"]
     _, line = take_over(wanted, [params, statistics], origin="golden")
     assert "(100.00 %)" in line and "left as they were" not in line
+    if (name, task) in TRACED_ELSEWHERE:
+        return
     before = jax.eval_shape(state, *shapes)
     after, metrics = jax.eval_shape(step, before, next(setup.batches(0)))
     assert metrics["loss"].shape == () and jax.tree.structure(after) == jax.tree.structure(before)

@@ -79,7 +79,7 @@ def _task(
     task = classification_task(
         config,
         network,
-        encoder=encoder_pattern(name, with_bottleneck=True),
+        encoder=encoder_pattern(name, with_bottleneck=True, with_skips=False),
         classes=patches.classes,
         counts=[int(count) for count in counts],
     )

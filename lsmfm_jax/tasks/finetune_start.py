@@ -85,8 +85,10 @@ def finetuning_rules(config: ConfigDict, name: str, *, network: Network) -> list
 
 def _encoder(config: ConfigDict, name: str) -> str:
     # A linear probe trains nothing below its linear layer, and classification reads the bottleneck's map.
-    probe = config.task == "classify" and config.encoder.frozen
-    return encoder_pattern(name, with_bottleneck=probe or config.encoder.bottleneck == "encoder")
+    classify = config.task == "classify"
+    bottleneck = (classify and config.encoder.frozen) or config.encoder.bottleneck == "encoder"
+    # What classification has no use for gets no gradient; it must not decay either.
+    return encoder_pattern(name, with_bottleneck=bottleneck, with_skips=not classify)
 
 
 def _below_backbone(pattern: str) -> str:

@@ -28,21 +28,25 @@ ENCODERS = {
     "swin_unetr": r"^(transformer|encoder_\d+)/",
     "resnet18": r"^(stem|stage)_",
 }
+# What of it leads to the deepest map: the blocks on the SwinUNETR's skip connections do not.
+SWIN_DEEPEST = r"^transformer/"
 SWIN_BOTTLENECK = r"^bottleneck/"
 # The last block, which the released code drops when it changes the number of output channels.
 TOPS = {"unet": r"^up_0/", "swin_unetr": r"^out/"}
 
 
-def encoder_pattern(name: str, *, with_bottleneck: bool) -> str:
+def encoder_pattern(name: str, *, with_bottleneck: bool, with_skips: bool = True) -> str:
     """Regular expression of the encoder's parameters, in paths below the backbone.
 
     Args:
         name: of the backbone.
         with_bottleneck: whether the SwinUNETR's block on the deepest map belongs to it; the UNet's always does.
+        with_skips: whether its blocks on the skip connections do, which only a decoder has a use for.
     """
-    if name == "swin_unetr" and with_bottleneck:
-        return f"{ENCODERS[name]}|{SWIN_BOTTLENECK}"
-    return ENCODERS[name]
+    if name != "swin_unetr":
+        return ENCODERS[name]
+    encoder = ENCODERS[name] if with_skips else SWIN_DEEPEST
+    return f"{encoder}|{SWIN_BOTTLENECK}" if with_bottleneck else encoder
 
 
 def backbone_of(architecture: Mapping[str, Any], *, dtype: str = "float32") -> nn.Module:
