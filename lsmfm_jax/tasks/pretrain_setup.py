@@ -19,9 +19,10 @@ from lsmfm_jax.data.loader import (
 )
 from lsmfm_jax.data.splits import Split, load_split, split_by_volume
 from lsmfm_jax.data.store import PatchStore
+from lsmfm_jax.models.tensor_limits import check_map_sizes
 from lsmfm_jax.models.text import LoadedText, load_text_tower, trainable_text_rules
 from lsmfm_jax.models.tiny_bert import build_tiny_bert
-from lsmfm_jax.tasks.pretrain import pretraining_task
+from lsmfm_jax.tasks.pretrain import build_networks, pretraining_task
 from lsmfm_jax.train.optim import Group, Rule
 from lsmfm_jax.train.processes import wait_for_all
 from lsmfm_jax.train.run import Setup
@@ -40,8 +41,9 @@ def pretraining_setup(config: ConfigDict, folder: pathlib.Path, *, say: Callable
         say: prints a line.
 
     Raises:
-        ConfigError: no stores, or stores that do not fit together.
+        ConfigError: no stores, stores that do not fit together, or a batch that makes an array too large.
     """
+    _check_sizes(config)
     if not config.data.stores:
         raise ConfigError("data.stores: (); name at least one patch store made by `lsmfm data ingest`")
     stores = [PatchStore.open(path) for path in config.data.stores]
@@ -74,6 +76,15 @@ def pretraining_setup(config: ConfigDict, folder: pathlib.Path, *, say: Callable
         initial=initial,
         record=_record(config, stores, split, captions),
     )
+
+
+def _check_sizes(config: ConfigDict) -> None:
+    at_a_time = config.train.batch_size // config.train.accumulate_steps
+    backbone, size = build_networks(config, None).backbone, tuple(config.data.input_size)
+    try:
+        check_map_sizes(backbone, size, batch=at_a_time, devices=jax.device_count())
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def pretraining_rules(config: ConfigDict, text_layers: int, warmup_steps: int) -> list[Rule]:
