@@ -71,9 +71,22 @@ def usable_cores() -> int:
 
 
 def process_peak_bytes() -> int:
-    """The largest resident set of this process so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    """The largest resident set of this process so far, or since `forget_process_peak`."""
+    try:
+        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_process_peak() -> bool:
+    """Begin to count the peak anew, which Linux allows; tells whether it did."""
+    try:
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def facts(benchmark: str, *, device: str) -> dict[str, Any]:

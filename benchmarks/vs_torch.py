@@ -83,6 +83,8 @@ def side_by_side(plan: dict[str, Any], *, steps: int) -> dict[str, Any]:
             side.ask("start")
             side.ask("step")
             side.ask("step")
+        startup = {side.name: side.ask("peak_bytes") for side in (ours, theirs)}
+        forgot = [side.ask("forget_peak") for side in (ours, theirs)]
         seconds = {name: [] for name in SIDES}
         used = {side.name: -side.ask("processor_s") for side in (ours, theirs)}
         for _ in range(steps):
@@ -100,9 +102,11 @@ def side_by_side(plan: dict[str, Any], *, steps: int) -> dict[str, Any]:
     for name in SIDES:
         result[f"{name}_patches_per_s"] = rates[name]["median"]
         result[f"{name}_peak_bytes"] = peaks[name]
+        result[f"{name}_startup_peak_bytes"] = startup[name]
         result[f"{name}_step_s"] = spread(seconds[name])
         # Over all cores; other programs on the machine change it less than they change the time.
         result[f"{name}_processor_s_per_step"] = used[name] / steps
+    result["peak_bytes_are_of"] = "the timed steps" if all(forgot) else "start-up and steps"
     result["ratio"] = result["ours_patches_per_s"] / result["torch_patches_per_s"]
     result["memory_ratio"] = result["ours_peak_bytes"] / result["torch_peak_bytes"]
     result["losses"] = losses
@@ -124,6 +128,7 @@ def alone(name: str, plan: dict[str, Any], *, steps: int) -> dict[str, Any]:
             side.ask("start")
             side.ask("step")
             side.ask("step")
+            side.ask("forget_peak")
             seconds = [side.ask("step") for _ in range(steps)]
             peak = side.ask("peak_bytes")
     except RuntimeError as error:

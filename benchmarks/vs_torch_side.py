@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from outcome import forget_process_peak, process_peak_bytes
 
 
 class OurSide:
@@ -77,6 +78,12 @@ class OurSide:
         from device_peak import peak_bytes
 
         return peak_bytes()[0]
+
+    def forget_peak(self) -> bool:
+        """Begins to count the peak anew, on a CPU; tells whether it did."""
+        import jax
+
+        return jax.default_backend() == "cpu" and forget_process_peak()
 
 
 def write_weights(folder: pathlib.Path, config: Any, state: Any, mask: np.ndarray) -> None:
@@ -183,9 +190,11 @@ class TorchSide:
 
     def peak_bytes(self) -> int:
         """Most memory used so far."""
-        from outcome import process_peak_bytes
-
         return self.torch.cuda.max_memory_allocated() if self.device == "cuda" else process_peak_bytes()
+
+    def forget_peak(self) -> bool:
+        """Begins to count the peak anew, on a CPU; tells whether it did."""
+        return self.device == "cpu" and forget_process_peak()
 
 
 def configuration(plan: dict[str, Any], dtype: str) -> Any:

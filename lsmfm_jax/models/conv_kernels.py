@@ -1,8 +1,8 @@
 """3D convolutions in the forms that run fast on a CPU.
 
-XLA's 3D convolution is slow on CPUs, its 2D one and its matrix product are not. So a 3D convolution becomes a
-sum, over the taps along the depth axis, of 2D convolutions; and its weight gradient becomes matrix products,
-each over one slab of voxels.
+XLA's 3D convolution is slow on CPUs, its 2D one and its matrix product are not. So a 3D convolution becomes 2D
+convolutions, over slabs of planes with the taps along depth side by side in the channels, or one for each tap; and
+its weight gradient becomes matrix products, each over one slab of voxels.
 """
 
 import math
@@ -15,8 +15,10 @@ from jaxtyping import Array, Float
 Triple = tuple[int, int, int]
 # Multiplications below which XLA's own form is quick enough, and compiles faster.
 WORTHWHILE = 2**22
-# Voxels of one slab: its shifted copies then stay in the cache between writing and reading.
+# Voxels of one slab of a weight gradient: its shifted copies then stay in the cache between writing and reading.
 SLAB_VOXELS = 1024
+# The same of a convolution; a map of fewer voxels is convolved whole.
+CONVOLVED_SLAB_VOXELS = 8192
 
 
 def is_worthwhile(voxels: int, kernel_shape: tuple[int, ...]) -> bool:
@@ -30,20 +32,50 @@ def convolve(
     x: Float[Array, "b z y x c"],
     kernel: Float[Array, "kz ky kx c f"],
 ) -> Float[Array, "b z2 y2 x2 f"]:
-    """Convolve as a sum over depth taps of 2D convolutions, each over all depths at once."""
+    """Convolve as 2D convolutions: slab by slab along depth or, where it has steps or is small, tap by tap."""
     batch, depth, height, width, channels = x.shape
     depth_out = (depth + 2 * padding[0] - kernel.shape[0]) // strides[0] + 1
     padded = jnp.pad(x, ((0, 0), (padding[0], padding[0]), (0, 0), (0, 0), (0, 0)))
-    in_plane = [(p, p) for p in padding[1:]]
+    planes_each = max(1, CONVOLVED_SLAB_VOXELS // (batch * height * width))
+    if strides == (1, 1, 1) and planes_each < depth_out:
+        slab = next(n for n in range(planes_each, 0, -1) if depth_out % n == 0)
+        return _convolve_by_slabs(padding, padded, kernel, slab=slab)
     total: Array | None = None
     for tap in range(kernel.shape[0]):
         last = tap + strides[0] * (depth_out - 1) + 1
         planes = padded[:, tap : last : strides[0]].reshape(batch * depth_out, height, width, channels)
-        term = lax.conv_general_dilated(
-            planes, kernel[tap], strides[1:], in_plane, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        term = _in_plane(strides, padding, planes, kernel[tap])
         total = term if total is None else total + term
     return total.reshape(batch, depth_out, *total.shape[1:])
+
+
+def _in_plane(strides: Triple, padding: Triple, planes: Array, kernel: Array) -> Array:
+    pads = [(p, p) for p in padding[1:]]
+    return lax.conv_general_dilated(planes, kernel, strides[1:], pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _convolve_by_slabs(padding: Triple, padded: Array, kernel: Array, *, slab: int) -> Array:
+    """Convolve `slab` planes at a time, the depth taps side by side in the channels; depth is padded already.
+
+    Copies stay in the cache, and the loop makes the result one array. A sum of terms, one for each tap, XLA adds up
+    anew in whatever reads it, and keeps every term for the backward pass.
+    """
+    taps = kernel.shape[0]
+    batch, depth = padded.shape[0], padded.shape[1] - taps + 1
+    beside = jnp.concatenate([kernel[tap] for tap in range(taps)], 2)
+
+    def convolved(start: Array | int) -> Array:
+        near = lax.dynamic_slice_in_dim(padded, start, slab + taps - 1, 1)
+        wide = jnp.concatenate([near[:, tap : tap + slab] for tap in range(taps)], -1)
+        planes = _in_plane((1, 1, 1), padding, wide.reshape(batch * slab, *wide.shape[2:]), beside)
+        return planes.reshape(batch, slab, *planes.shape[1:])
+
+    def step(index: Array, out: Array) -> Array:
+        return lax.dynamic_update_slice_in_dim(out, convolved(index * slab), index * slab, 1)
+
+    # Begun with the first slab: an array of zeros depends on nothing, and would be made and held from the start.
+    begun = jnp.pad(convolved(0), ((0, 0), (0, depth - slab), (0, 0), (0, 0), (0, 0)))
+    return lax.fori_loop(1, depth // slab, step, begun)
 
 
 def input_gradient(
@@ -75,6 +107,9 @@ def weight_gradient(
     With steps along depth and height, voxels fall into phases, and each tap meets those of one phase only.
     Sums are taken slab by slab, which also rounds ten times less than one long sum.
     """
+    # What is made of the input alone, padded copies, would else be made and held since the forward pass; a barrier
+    # does not help, XLA drops it on CPUs.
+    x = x + 0 * gradient[0, 0, 0, 0, 0]
     if x.shape[-1] <= 4:
         return _weight_gradient_few_inputs(strides, padding, sizes, x, gradient)
     padded = jnp.pad(x, ((0, 0), *((p, p) for p in padding), (0, 0)))

@@ -1,6 +1,7 @@
 """Normalisation and activation layers with PyTorch's arithmetic, in float32 whatever the compute dtype."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
@@ -9,8 +10,11 @@ from jaxtyping import Array, Float
 
 EPSILON = 1e-5
 VOXEL_AXES = (1, 2, 3)
-# The name under which a rematerialisation policy may keep means and variances.
+CONVOLVED = "convolved"
 STATISTICS = "statistics"
+# Of a block only these are kept for the backward pass. Normalised and rectified maps are computed anew from them,
+# element by element: at full resolution each is as large as all maps of the encoder together.
+KEPT = jax.checkpoint_policies.save_only_these_names(CONVOLVED, STATISTICS)
 
 
 class BatchNorm(nn.Module):

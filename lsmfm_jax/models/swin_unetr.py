@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lsmfm_jax.models.backbone import Trunk
+from lsmfm_jax.models.norm import KEPT
 from lsmfm_jax.models.precision import add_bias
 from lsmfm_jax.models.swin_transformer import MERGING_ORDER, SwinTransformer
 from lsmfm_jax.models.unetr_blocks import OutputLayer, ResidualBlock, UpsamplingBlock
@@ -50,9 +51,10 @@ class SwinUNETR(nn.Module):
         self.transformer = SwinTransformer(
             width, self.depths, self.num_heads, self.window, self.merging, dtype=self.dtype
         )
-        self.encoder = [ResidualBlock(width * max(1, 2**i // 2), dtype=self.dtype) for i in range(4)]
-        self.bottleneck = ResidualBlock(16 * width, dtype=self.dtype)
-        self.decoder = [UpsamplingBlock(width * max(1, 2**i // 2), dtype=self.dtype) for i in range(5)]
+        residual, upsampling = (nn.remat(block, policy=KEPT) for block in (ResidualBlock, UpsamplingBlock))
+        self.encoder = [residual(width * max(1, 2**i // 2), dtype=self.dtype) for i in range(4)]
+        self.bottleneck = residual(16 * width, dtype=self.dtype)
+        self.decoder = [upsampling(width * max(1, 2**i // 2), dtype=self.dtype) for i in range(5)]
         self.out = OutputLayer(self.out_channels)
 
     def hidden_states(self, x: Float[Array, "b z y x c"]) -> tuple[Float[Array, "b _ _ _ _"], ...]:

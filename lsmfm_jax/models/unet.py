@@ -3,7 +3,6 @@
 import math
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
@@ -11,13 +10,9 @@ from jaxtyping import Array, Float
 
 from lsmfm_jax.models.backbone import Trunk
 from lsmfm_jax.models.conv import Conv, ConvTranspose
-from lsmfm_jax.models.norm import STATISTICS, BatchNorm, InstanceNorm, PReLU
+from lsmfm_jax.models.norm import CONVOLVED, KEPT, BatchNorm, InstanceNorm, PReLU
 
 NORMS = {"batch": BatchNorm, "instance": InstanceNorm}
-CONVOLVED = "convolved"
-# Of a decoder block only these are kept for the backward pass. Normalised and rectified maps are computed anew from
-# them, element by element: at full resolution each is as large as all maps of the encoder together.
-KEPT = jax.checkpoint_policies.save_only_these_names(CONVOLVED, STATISTICS)
 
 
 class ConvUnit(nn.Module):

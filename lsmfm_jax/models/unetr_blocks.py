@@ -3,10 +3,12 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lsmfm_jax.models.conv import Conv, uniform_fan_in
+from lsmfm_jax.models.norm import CONVOLVED, STATISTICS
 from lsmfm_jax.models.precision import widen
 
 EPSILON = 1e-5
@@ -16,8 +18,8 @@ SLOPE = 0.01
 def instance_norm(x: Float[Array, "b z y x c"]) -> Float[Array, "b z y x c"]:
     """Normalise each sample's channels over space to mean 0 and variance 1, in float32."""
     values = widen(x)
-    values = values - values.mean((1, 2, 3), keepdims=True)
-    variance = jnp.square(values).mean((1, 2, 3), keepdims=True)
+    values = values - checkpoint_name(values.mean((1, 2, 3), keepdims=True), STATISTICS)
+    variance = checkpoint_name(jnp.square(values).mean((1, 2, 3), keepdims=True), STATISTICS)
     return (values * jax.lax.rsqrt(variance + EPSILON)).astype(x.dtype)
 
 
@@ -40,7 +42,8 @@ class ResidualBlock(nn.Module):
         x = x.astype(self.dtype)
 
         def conv(size: int, name: str, value: Array) -> Array:
-            return Conv(self.features, size, use_bias=False, dtype=self.dtype, name=name)(value)
+            layer = Conv(self.features, size, use_bias=False, dtype=self.dtype, name=name)
+            return checkpoint_name(layer(value), CONVOLVED)
 
         y = nn.leaky_relu(instance_norm(conv(3, "conv1", x)), SLOPE)
         y = instance_norm(conv(3, "conv2", y))
