@@ -80,9 +80,12 @@ class OurSide:
         return peak_bytes()[0]
 
     def forget_peak(self) -> bool:
-        """Begins to count the peak anew, on a CPU; tells whether it did."""
+        """Begins to count the peak anew, on a CPU; tells whether it did. As in training, after compiling."""
         import jax
 
+        from lsmfm_jax.train.compilation import return_compiler_memory
+
+        return_compiler_memory()
         return jax.default_backend() == "cpu" and forget_process_peak()
 
 

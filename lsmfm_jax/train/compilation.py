@@ -1,5 +1,6 @@
-"""Before the first device is touched: processes that belong together, and a cache of compiled programs."""
+"""Around compiling: processes that belong together, a cache of compiled programs, memory the compiler leaves."""
 
+import ctypes
 import os
 import pathlib
 from collections.abc import Callable
@@ -38,6 +39,16 @@ def start_devices() -> Callable[[str], None]:
             print(text, flush=True)
 
     return say
+
+
+def return_compiler_memory() -> bool:
+    """Gives what compiling took from the heap back to the system; tells whether it could.
+
+    The C library of Linux keeps such memory for later, and nothing later needs it: for a step of the SwinUNETR it
+    is more than a gigabyte and a half.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    return trim is not None and bool(trim(0))
 
 
 def _process_numbers() -> tuple[int, int]:

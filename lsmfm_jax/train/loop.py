@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lsmfm_jax.train.checkpoint import Checkpoints, Restored, SaveError
+from lsmfm_jax.train.compilation import return_compiler_memory
 from lsmfm_jax.train.processes import any_process, gathered
 from lsmfm_jax.train.sharding import put_batch, replicated, split_volumes
 from lsmfm_jax.train.signals import StopRequest
@@ -143,6 +144,8 @@ class Loop:
                 self._samples.append((step + 1, np.asarray(batch["sample"])))
                 state, metrics = self.run.step(state, put_batch(batch, self.run.mesh))
                 step += 1
+                if len(self._samples) == 1:
+                    return_compiler_memory()
                 self._pending.append((step, metrics))
                 at_epoch_end = step % settings.steps_per_epoch == 0
                 at_log = at_epoch_end or step % settings.log_every_steps == 0
