@@ -196,6 +196,11 @@ def _loop_settings(config: ConfigDict, setup: Setup) -> LoopSettings:
     )
 
 
+# Order the operations of a CPU's program for little memory. Ordered to run side by side, as is XLA's default, they
+# hold a quarter more and, as most use all cores by themselves, are no quicker.
+MEMORY_BEFORE_CONCURRENCY = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+
+
 def compile_step(step_fn: Callable[..., Any], shardings: PyTree, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
     """Jits a step so that the state keeps its sharding and its memory."""
 
@@ -203,7 +208,14 @@ def compile_step(step_fn: Callable[..., Any], shardings: PyTree, mesh: jax.shard
         batch = jax.lax.with_sharding_constraint(batch, batch_shardings(batch, mesh))
         return step_fn(state, batch, place=lambda rows: split_volumes(rows, mesh))
 
-    return jax.jit(with_shardings, donate_argnums=0, in_shardings=(shardings, None), out_shardings=(shardings, None))
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return jax.jit(
+        with_shardings,
+        donate_argnums=0,
+        in_shardings=(shardings, None),
+        out_shardings=(shardings, None),
+        compiler_options=MEMORY_BEFORE_CONCURRENCY if on_cpu else None,
+    )
 
 
 def optimiser_settings(config: ConfigDict, steps_per_epoch: int) -> AdamWSettings:
