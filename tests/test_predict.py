@@ -322,15 +322,15 @@ def test_runs_that_cannot_predict_say_why(runs, weights, tmp_path):
         load_predictor(tmp_path)
     with pytest.raises(PredictionError, match=r"--window 16,16,15: .*multiples of 2, such as 16,16,16"):
         load_predictor(runs["segment"], window=(16, 16, 15))
-    record = json.loads((tmp_path / "run" / "run.json").read_text()) | RECORD | {"task": "segment"}
-    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
-    files = [path for path in (tmp_path / "run" / "best" / "0" / "state").rglob("*") if path.is_file()]
+    run = tmp_path / "damaged"
+    write_weights(run, record=RECORD | {"task": "segment"}, params=params, batch_stats=stats)
+    files = [path for path in (run / "best" / "0" / "state").rglob("*") if path.is_file()]
     damaged = max(files, key=lambda path: path.stat().st_size)
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
     with pytest.raises(CheckpointError, match=damaged.name):
-        load_predictor(tmp_path / "run")
+        load_predictor(run)
 
 
 def test_arguments_out_of_range_are_refused(runs, tmp_path, capsys):

@@ -107,9 +107,10 @@ def weight_gradient(
     With steps along depth and height, voxels fall into phases, and each tap meets those of one phase only.
     Sums are taken slab by slab, which also rounds ten times less than one long sum.
     """
-    # What is made of the input alone, padded copies, would else be made and held since the forward pass; a barrier
-    # does not help, XLA drops it on CPUs.
-    x = x + 0 * gradient[0, 0, 0, 0, 0]
+    if x.shape[:4] == gradient.shape[:4]:
+        # What is made of the input alone, padded copies, would else be made and held since the forward pass; a barrier
+        # does not help, XLA drops it on CPUs. Voxel by voxel, so that nothing is sent where volumes are split.
+        x = x + 0 * gradient[..., :1]
     if x.shape[-1] <= 4:
         return _weight_gradient_few_inputs(strides, padding, sizes, x, gradient)
     padded = jnp.pad(x, ((0, 0), *((p, p) for p in padding), (0, 0)))

@@ -208,13 +208,14 @@ def compile_step(step_fn: Callable[..., Any], shardings: PyTree, mesh: jax.shard
         batch = jax.lax.with_sharding_constraint(batch, batch_shardings(batch, mesh))
         return step_fn(state, batch, place=lambda rows: split_volumes(rows, mesh))
 
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    # One device alone, where it was measured: with more, the default order of the collectives stays.
+    alone_on_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
     return jax.jit(
         with_shardings,
         donate_argnums=0,
         in_shardings=(shardings, None),
         out_shardings=(shardings, None),
-        compiler_options=MEMORY_BEFORE_CONCURRENCY if on_cpu else None,
+        compiler_options=MEMORY_BEFORE_CONCURRENCY if alone_on_cpu else None,
     )
 
 
