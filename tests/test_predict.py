@@ -2,7 +2,6 @@
 
 import csv
 import itertools
-import json
 
 import jax
 import jax.numpy as jnp
