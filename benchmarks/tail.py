@@ -18,6 +18,9 @@ from step_dummy_data import described
 from timing import spread, time_calls
 from training_step import parts, recipe_of
 
+from lsmfm_jax.train.compilation import compiler_options
+from lsmfm_jax.train.sharding import make_mesh
+
 FORMS = ("factorised", "plain")
 
 
@@ -36,10 +39,11 @@ def measure(config: Any, *, steps: int) -> dict[str, Any]:
     """Both forms on the same weights, volumes and masks."""
     result = outcome.facts("tail", device=outcome.device_name()) | described(config)
     values: dict[str, Any] = {}
+    options = compiler_options(make_mesh(**config.mesh))
     for form in FORMS:
         with plain_tail() if form == "plain" else contextlib.nullcontext():
             gradient, arguments = gradient_of(config)
-            compiled = jax.jit(gradient).lower(*arguments).compile()
+            compiled = jax.jit(gradient, compiler_options=options).lower(*arguments).compile()
             result[form] = {
                 "operations": count(gradient, *arguments),
                 "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lsmfm_jax.train.checkpoint import Checkpoints, Restored, SaveError
-from lsmfm_jax.train.compilation import return_compiler_memory
+from lsmfm_jax.train.compilation import compiler_options, return_compiler_memory
 from lsmfm_jax.train.processes import any_process, gathered
 from lsmfm_jax.train.sharding import put_batch, replicated, split_volumes
 from lsmfm_jax.train.signals import StopRequest
@@ -102,7 +102,7 @@ def compile_on_validation(function: Callable[..., PyTree], task: Task, mesh: Mes
     def prepared(params: PyTree, batch_stats: PyTree, teacher: PyTree, batch: PyTree) -> PyTree:
         return function(params, batch_stats, teacher, split_volumes(task.prepare_validation(batch), mesh))
 
-    return jax.jit(prepared, out_shardings=replicated(mesh))
+    return jax.jit(prepared, out_shardings=replicated(mesh), compiler_options=compiler_options(mesh))
 
 
 class Loop:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from lsmfm_jax.config_files import as_json, differences
 from lsmfm_jax.train.checkpoint import Checkpoints, Restored, committed_steps, write_json_atomically
+from lsmfm_jax.train.compilation import compiler_options
 from lsmfm_jax.train.fingerprints import combined_fingerprint
 from lsmfm_jax.train.initialise import take_over
 from lsmfm_jax.train.loop import Ending, Loop, LoopSettings, Run
@@ -196,11 +197,6 @@ def _loop_settings(config: ConfigDict, setup: Setup) -> LoopSettings:
     )
 
 
-# Order the operations of a CPU's program for little memory. Ordered to run side by side, as is XLA's default, they
-# hold a quarter more and, as most use all cores by themselves, are no quicker.
-MEMORY_BEFORE_CONCURRENCY = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-
-
 def compile_step(step_fn: Callable[..., Any], shardings: PyTree, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
     """Jits a step so that the state keeps its sharding and its memory."""
 
@@ -208,14 +204,12 @@ def compile_step(step_fn: Callable[..., Any], shardings: PyTree, mesh: jax.shard
         batch = jax.lax.with_sharding_constraint(batch, batch_shardings(batch, mesh))
         return step_fn(state, batch, place=lambda rows: split_volumes(rows, mesh))
 
-    # One device alone, where it was measured: with more, the default order of the collectives stays.
-    alone_on_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
     return jax.jit(
         with_shardings,
         donate_argnums=0,
         in_shardings=(shardings, None),
         out_shardings=(shardings, None),
-        compiler_options=MEMORY_BEFORE_CONCURRENCY if alone_on_cpu else None,
+        compiler_options=compiler_options(mesh),
     )
 
 
