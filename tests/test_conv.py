@@ -164,6 +164,27 @@ def test_sharded_depth_gives_the_same(always_quick):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs more than one device (forced CPU devices will do)")
+def test_sharded_samples_are_summed_over_devices_once_not_in_the_loop_over_slabs(always_quick):
+    """What XLA's CPU runtime sends inside a loop can meet, in another process, what is sent outside of it."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    x, gradient = draw(0, 4, 8, 16, 16, 5), draw(1, 4, 8, 16, 16, 6)
+
+    @jax.jit
+    def weight_gradient(x, gradient):
+        return conv_kernels.weight_gradient((1, 1, 1), (1, 1, 1), (3, 3, 3), x, gradient)
+
+    shared = jax.device_put(x, split), jax.device_put(gradient, split)
+    program = weight_gradient.lower(*shared).compile().as_text()
+    computations = re.split(r"\n(?=%|ENTRY)", program)
+    (loop,) = set(re.findall(r"body=(%[\w.\-]+)", program))
+    (body,) = [text for text in computations if text.startswith(loop + " ")]
+    assert "all-reduce" not in body
+    assert len(re.findall(r" all-reduce\(", program)) == 1
+    np.testing.assert_allclose(weight_gradient(*shared), weight_gradient(x, gradient), rtol=1e-5, atol=1e-4)
+
+
 def test_pointwise_is_a_matrix_product():
     x, kernel = draw(0, 1, 3, 4, 5, 6), draw(1, 1, 1, 1, 6, 2)
     np.testing.assert_allclose(conv3d(x, kernel), np.einsum("bzyxc,cf->bzyxf", x, kernel[0, 0, 0]), atol=1e-5)

@@ -149,29 +149,33 @@ def _phase_gradient(taps: Triple, stride: int, x: Array, gradient: Array) -> Arr
     x = jnp.pad(x, ((0, 0), (0, slabs * slab - depth), (0, 0), (0, 0), (0, 0)))
     behind = slabs * slab - depth_out
     margins = ((0, 0), (tz - 1, behind), (ty - 1, ty - 1), (0, 0), (0, 0))
-    turned = jnp.transpose(jnp.pad(gradient, margins), (1, 4, 0, 2, 3))  # z F B y x
+    turned = jnp.transpose(jnp.pad(gradient, margins), (0, 4, 1, 2, 3))  # B F z y x
 
-    def step(total: Array, index: Array | int) -> tuple[Array, None]:
+    def factors(index: Array | int) -> tuple[Array, Array]:
         voxels = lax.dynamic_slice_in_dim(x, index * slab, slab, 1)
         last = stride * (width_out - 1) + 1
         wide = jnp.concatenate([voxels[:, :, :, k : k + last : stride] for k in range(tx)], -1)
-        wide = jnp.moveaxis(wide, 1, 0).reshape(-1, tx * channels)
-        near = lax.dynamic_slice_in_dim(turned, index * slab, slab + tz - 1, 0)
+        wide = wide.reshape(batch, -1, tx * channels)
+        near = lax.dynamic_slice_in_dim(turned, index * slab, slab + tz - 1, 2)
         shifted = [
-            near[tz - 1 - kz : tz - 1 - kz + slab, :, :, ty - 1 - ky : ty - 1 - ky + height]
+            near[:, :, tz - 1 - kz : tz - 1 - kz + slab, ty - 1 - ky : ty - 1 - ky + height]
             for kz in range(tz)
             for ky in range(ty)
         ]
-        tall = jnp.moveaxis(jnp.stack(shifted), 1, 2).reshape(tz * ty * features, -1)
+        tall = jnp.stack(shifted, 1).reshape(batch, tz * ty * features, -1)
         # The barrier makes both be written once; fused into the product they would be gathered many times.
-        tall, wide = lax.optimization_barrier((tall, wide))
-        return total + jnp.matmul(tall, wide, preferred_element_type=jnp.float32), None
+        return lax.optimization_barrier((tall, wide))
 
-    total = jnp.zeros((tz * ty * features, tx * channels), jnp.float32)
+    def step(sums: Array, index: Array) -> tuple[Array, None]:
+        return sums + jnp.matmul(*factors(index), preferred_element_type=jnp.float32), None
+
     if slabs == 1:
-        total, _ = step(total, 0)
+        total = jnp.einsum("bmv,bvn->mn", *factors(0), preferred_element_type=jnp.float32)
     else:
-        total, _ = lax.scan(step, total, jnp.arange(slabs))
+        # A sum for each sample, added up at the end: one for all would, where samples are on several devices, be summed
+        # over these once a slab, and XLA does not keep what is sent inside a loop in one order with the rest.
+        sums = jnp.zeros((batch, tz * ty * features, tx * channels), jnp.float32)
+        total = lax.scan(step, sums, jnp.arange(slabs))[0].sum(0)
     return total.reshape(tz, ty, features, tx, channels).transpose(0, 1, 3, 4, 2)
 
 
