@@ -50,8 +50,7 @@ class OurSide:
             mask = jax.jit(lambda batch: built.task.prepare(batch, key, np.int32(0))["mask"])(batch)
             write_weights(pathlib.Path(self.plan["folder"]), config, built.state, np.asarray(mask))
             built.state, metrics = built.step(built.state, batch)
-        # With text the norm of ours counts the frozen layers too.
-        names = ("loss", "distill", "reconstruct", "align", "contrast", "" if config.text.enabled else "grad_norm")
+        names = ("loss", "distill", "reconstruct", "align", "contrast", "grad_norm")
         found = {name: float(metrics[name]) for name in names if name in metrics}
         if self.config.model.dtype == "float32" and jax.default_backend() == "cpu":
             self.built = built  # This very program is then timed.
