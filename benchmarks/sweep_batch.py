@@ -105,6 +105,10 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
         memory.plot(batches, [row["peak_memory_bytes"] / 2**30 for row in line], marker="o", label=label)
     for axes, name in ((speed, "patches per second"), (memory, "peak memory, GiB")):
         axes.set(xlabel="batch size", ylabel=name, xscale="log", yscale="log")
+        axes.set_xticks(sorted({row["batch"] for row in rows}))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("{x:g}" if axis is axes.yaxis else "")
         axes.grid(alpha=0.3)
     speed.legend()
     figure.savefig(path, dpi=120)
