@@ -63,7 +63,8 @@ def _kill(process, moment, folder, *, length_s, chance):
         "start-up": lambda: True,
         # The last of the records, before the step is compiled.
         "compile": lambda: _newer([folder / "seal.json"], began),
-        "between": lambda: _newer([folder / "seal.json"], began),
+        # After a checkpoint of its own, so that the next goes on from there.
+        "between": lambda: _newer(folder.glob("checkpoints/*[0-9]"), began),
         "mid-save": lambda: _newer(folder.glob("*/*tmp*"), began),
     }
     while not signs[moment]() and process.poll() is None:
