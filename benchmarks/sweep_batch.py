@@ -106,9 +106,13 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     for axes, name in ((speed, "patches per second"), (memory, "peak memory, GiB")):
         axes.set(xlabel="batch size", ylabel=name, xscale="log", yscale="log")
         axes.set_xticks(sorted({row["batch"] for row in rows}))
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter("{x:g}" if axis is axes.yaxis else "")
+        axes.set_xticks([], minor=True)
+        for formatted in (
+            axes.xaxis.set_major_formatter,
+            axes.yaxis.set_major_formatter,
+            axes.yaxis.set_minor_formatter,
+        ):
+            formatted("{x:g}")
         axes.grid(alpha=0.3)
     speed.legend()
     figure.savefig(path, dpi=120)

@@ -42,8 +42,8 @@ def start_devices() -> Callable[[str], None]:
 
 
 # What XLA gives to YNNPACK by default and does better itself: its sums over channels take three times as long there.
-# On the SwinUNETR's step this saves two fifths of the time and a tenth of the memory; it costs the UNet's a twentieth
-# of the time and saves it a seventh of the memory (batch 1, 64³, 2 cores).
+# On the SwinUNETR's step this saves a third of the time and a tenth of the memory; it costs the UNet's a twentieth of
+# the time and saves it a seventh of the memory (batch 1, 64³, 2 cores).
 _WITHOUT_YNNPACK = {"xla_cpu_experimental_ynn_fusion_type": ""}
 # Ordered to run side by side, as is XLA's default, operations hold a quarter more and, as most use all cores by
 # themselves, are no quicker.
