@@ -99,14 +99,13 @@ def facts(benchmark: str, *, device: str) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        # Above the number of cores, other programs were running and times are too long.
-        "load_average_at_end": round(os.getloadavg()[0], 2),
     }
 
 
 def finish(result: dict[str, Any], path: pathlib.Path | None) -> None:
-    """Print a result, and write it where a file was named."""
-    text = json.dumps(result, indent=2)
+    """Print a result with the machine's load, and write it where a file was named."""
+    # Above the number of cores, other programs were running and times are too long.
+    text = json.dumps(result | {"load_average_at_end": round(os.getloadavg()[0], 2)}, indent=2)
     print(text)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ BENCHMARKS = (
     "project_paper_run",
     "tail",
     "scaling",
+    "quick_start",
 )
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
 
