@@ -1,11 +1,12 @@
 """Few-shot segmentation across volumes: from scratch, from pretrained runs, and by thresholds, on the same patches.
 
 python benchmarks/few_shot.py --folder PATCHES --train a b c d --validate e --test f g h --seeds 1 2 3 \
-    --start scratch --start image=runs/image_only --start text=runs/image_text --work WORK --json FILE \
-    -- --config.train.epochs=10 --config.data.upper_percentile=99.9
+    --start scratch --start image=runs/image_only --start "percentiles;data.scale=percentile" --work WORK --json FILE \
+    -- --config.train.epochs=10
 
 Each start and seed is one `lsmfm finetune`, `lsmfm predict` and `lsmfm evaluate`; what comes after `--` goes to every
-finetune alike, so that runs differ in their first weights alone. A run whose scores are in WORK is not run again.
+finetune alike. A start is a name, `=RUN` where it has first weights, and `;key=value` for each key that is another for
+it. A run whose scores are in WORK is not run again, so a study that was interrupted goes on.
 """
 
 import collections
@@ -22,9 +23,12 @@ import numpy as np
 import outcome
 
 from lsmfm_jax.baselines import best_threshold
+from lsmfm_jax.data.labels import IGNORED, LabelValues, target_of
 from lsmfm_jax.data.mask_folders import volume_of
-from lsmfm_jax.data.volumes import read_single
-from lsmfm_jax.metrics.intervals import bootstrap_mean
+from lsmfm_jax.files import replacing_folder
+from lsmfm_jax.metrics.intervals import Interval, bootstrap_difference, bootstrap_seeds
+from lsmfm_jax.train.weights import read_weights, write_weights
+from lsmfm_jax.volumes.read import read_single
 
 ENDINGS = (".nii.gz", "_label.nii.gz")
 Scores = dict[str, dict[str, float]]  # of each patch, by metric
@@ -57,19 +61,32 @@ def finetune(options: Any, run: pathlib.Path, *, start: str, seed: int) -> None:
     """One finetuning run from `start` (a pretrained run, or '')."""
     names = {"train_names": tuple(options.train), "validation_names": tuple(options.validate)}
     chosen = [f"--config.data.{key}={value!r}" for key, value in names.items()]
-    initial = [f"--config.init_from={start}"] if start else []
+    weights, *keys = start.split(";")
+    initial = [f"--config.init_from={weights}"] if weights else []
+    own = [f"--config.{key}" for key in keys]
+    labels = {"foreground_labels": options.foreground, "ignore_labels": options.ignore}
+    chosen += [f"--config.data.{key}={tuple(values)!r}" for key, values in labels.items() if values]
     _lsmfm(
         *("finetune", "--config", options.config, "--workdir", run, f"--config.data.folder={options.folder}"),
-        *(*chosen, *initial, f"--config.seed={seed}", *options.overrides),
+        *(*chosen, *initial, f"--config.seed={seed}", *options.overrides, *own),
         log=run.with_suffix(".log"),
     )
 
 
-def judge(predictions: pathlib.Path, tests: pathlib.Path, table: pathlib.Path) -> dict[str, Scores]:
+def _named(start: str) -> tuple[str, str]:
+    """The name of a start, and its weights and keys as `finetune` takes them: `RUN;key=value;...`."""
+    first, *keys = start.split(";")
+    name, _, weights = first.partition("=")
+    return name, ";".join([weights, *keys])
+
+
+def judge(options: Any, predictions: pathlib.Path, table: pathlib.Path) -> dict[str, Scores]:
     """Scores of every patch, by method, from the table of `lsmfm evaluate`."""
     if not table.exists():
         _lsmfm(
-            *("evaluate", "--pred", predictions, "--label", tests, "--out", table),
+            *("evaluate", "--pred", predictions, "--label", options.work / "test", "--out", table),
+            *(("--foreground", ",".join(map(str, options.foreground))) if options.foreground else ()),
+            *(("--ignore", ",".join(map(str, options.ignore))) if options.ignore else ()),
             log=table.with_suffix(".log"),
         )
     scores: dict[str, Scores] = collections.defaultdict(dict)
@@ -83,7 +100,7 @@ def judge(predictions: pathlib.Path, tests: pathlib.Path, table: pathlib.Path) -
 
 
 def summary(runs: Sequence[Scores]) -> dict[str, Any]:
-    """Means over seeds and patches; intervals resample patches or volumes, with their mean over seeds.
+    """Means over seeds and patches, with intervals that resample seeds, and patches or whole volumes.
 
     A distance to an empty mask is infinite, and so is its mean: null here.
     """
@@ -91,19 +108,42 @@ def summary(runs: Sequence[Scores]) -> dict[str, Any]:
     volumes = [volume_of(patch) for patch in patches]
     found: dict[str, Any] = {}
     for metric in runs[0][patches[0]]:
-        table = np.array([[scores[patch][metric] for patch in patches] for scores in runs])
-        per_patch = table.mean(axis=0)
+        table = _table(runs, patches, metric)
         found[metric] = {
-            "mean": _finite(per_patch.mean()),
-            "patches_95": _limits(per_patch, None),
-            "volumes_95": _limits(per_patch, volumes),
+            "mean": _finite(table.mean()),
+            "seeds_and_patches_95": _limits(bootstrap_seeds(table)),
+            "seeds_and_volumes_95": _limits(bootstrap_seeds(table, volumes=volumes)),
             "of_seeds": [_finite(value) for value in table.mean(axis=1)],
         }
     return found
 
 
-def _limits(values: np.ndarray, groups: Sequence[str] | None) -> list[float | None]:
-    interval = bootstrap_mean(values, groups=groups)
+def gains(
+    runs: Sequence[Scores], reference: Sequence[Scores], *, metrics: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """What a start gains over another on the same patches: means, and intervals of the paired differences.
+
+    The intervals resample seeds, and patches or whole volumes; those over volumes are null where there is but one.
+    """
+    patches = list(runs[0])
+    volumes = [volume_of(patch) for patch in patches]
+    found: dict[str, Any] = {}
+    for metric in metrics or runs[0][patches[0]]:
+        tables = [_table(of, patches, metric) for of in (runs, reference)]
+        interval = bootstrap_difference(*tables, volumes=volumes)
+        found[metric] = {
+            "mean": _finite(interval.value),
+            "seeds_and_patches_95": _limits(bootstrap_difference(*tables)),
+            "seeds_and_volumes_95": _limits(interval),
+        }
+    return found
+
+
+def _table(runs: Sequence[Scores], patches: Sequence[str], metric: str) -> np.ndarray:
+    return np.array([[scores[patch][metric] for patch in patches] for scores in runs])
+
+
+def _limits(interval: Interval) -> list[float | None]:
     return [_finite(interval.low), _finite(interval.high)]
 
 
@@ -121,26 +161,45 @@ def scored(options: Any, run: pathlib.Path, *, start: str, seed: int, tests: pat
     """Scores of a run's predictions and of what stands beside them for scale; what is there is not made again."""
     if not (run / "summary.json").exists():
         finetune(options, run, start=start, seed=seed)
+    return predicted(options, run, tests)
+
+
+def predicted(options: Any, run: pathlib.Path, tests: pathlib.Path) -> dict[str, Scores]:
+    """Scores of what a run predicts on the test patches."""
     predictions = run.with_name(run.name + "-predictions")
     if not predictions.exists():
         _lsmfm("predict", "--checkpoint", run, tests, "--out", predictions, "--batch", 2, log=run.with_suffix(".log"))
-    return judge(predictions, tests, run.with_suffix(".csv"))
+    return judge(options, predictions, run.with_suffix(".csv"))
 
 
-def thresholds(run: pathlib.Path, tests: pathlib.Path) -> dict[str, Scores]:
+def without_regression(run: pathlib.Path) -> pathlib.Path:
+    """A copy of a run that predicts with its network alone, without the regression of voxels beside it."""
+    out = run.with_name(run.name + "-network-alone")
+    if not out.exists():
+        weights = read_weights(run)
+        record = {key: value for key, value in weights.record.items() if key != "voxel_classifier"}
+        with replacing_folder(out) as folder:
+            write_weights(folder, record=record, params=weights.params, batch_stats=weights.batch_stats)
+    return out
+
+
+def thresholds(options: Any, run: pathlib.Path, tests: pathlib.Path) -> dict[str, Scores]:
     """Thresholds fitted on a run's training patches, and the best on each test patch, chosen with its truth."""
     out = run.parent / "baselines"
     if not out.exists():
         _lsmfm("baseline", "--run", run, tests, "--out", out, log=run.parent / "baselines.log")
     found = {
-        folder.name: judge(folder, tests, out / f"{folder.name}.csv")["prediction"]
+        folder.name: judge(options, folder, out / f"{folder.name}.csv")["prediction"]
         for folder in sorted(path for path in out.iterdir() if path.is_dir())
     }
     known: Scores = {}
+    values = LabelValues(tuple(options.foreground), (), tuple(options.ignore))
     for label in sorted(tests.glob("*" + ENDINGS[1])):
         patch = label.name.removesuffix(ENDINGS[1])
         image, truth = (read_single(tests / (patch + ending), allow_constant=True)[0] for ending in ENDINGS)
-        known[patch] = {"dice": best_threshold([image], [truth > 0])[1]}
+        target = target_of(truth, values, source=patch)
+        counted = target != IGNORED
+        known[patch] = {"dice": best_threshold([image[counted][None, None]], [(target == 1)[counted][None, None]])[1]}
     return {**found, "threshold of each test patch, chosen with its truth": known}
 
 
@@ -149,18 +208,31 @@ def study(options: Any) -> dict[str, Any]:
     options.work.mkdir(parents=True, exist_ok=True)
     tests = gather_tests(options.folder, options.test, options.work)
     methods: dict[str, Any] = {}
+    references: dict[str, tuple[str, list[Scores]]] = {}
     others: dict[str, Scores] = {}
     for start in options.start:
-        name, _, weights = start.partition("=")
+        name, weights = _named(start)
         runs = {seed: options.work / f"{name}-{seed}" for seed in options.seeds}
-        scores = []
+        forms: dict[str, list[Scores]] = {"": []}
         for seed, run in runs.items():
             found = scored(options, run, start=weights, seed=seed, tests=tests)
-            scores.append(found.pop("prediction"))
-            others = others or {**found, **thresholds(run, tests)}
-            print(name, seed, {key: value["mean"] for key, value in summary(scores[-1:]).items()}, flush=True)
+            forms[""].append(found.pop("prediction"))
+            others = others or {**found, **thresholds(options, run, tests)}
+            if options.network_alone:
+                alone = predicted(options, without_regression(run), tests)["prediction"]
+                forms.setdefault("_network_alone", []).append(alone)
+            means = {form: round(summary(scores[-1:])["dice"]["mean"], 3) for form, scores in forms.items()}
+            print(name, seed, "dice", means, flush=True)
         validation = [_validation(run) for run in runs.values()]
-        methods[name] = {"test": summary(scores), "best_validation_of_seeds": validation}
+        for form, scores in forms.items():
+            row = methods[name + form] = {"test": summary(scores), "best_validation_of_seeds": validation}
+            row["gain_over_baselines"] = {
+                other: gains(scores, [found], metrics=("dice",))["dice"] for other, found in others.items()
+            }
+            # Each start against the first one in the same form, with the regression or without.
+            first, reference = references.setdefault(form, (name + form, scores))
+            if first != name + form:
+                row[f"gain_over_{first}"] = gains(scores, reference)
     return {**methods, **{name: {"test": summary([found])} for name, found in others.items()}}
 
 
@@ -172,10 +244,13 @@ def main() -> None:
     parser.add_argument("--validate", nargs="+", required=True, metavar="NAME")
     parser.add_argument("--test", nargs="+", required=True, metavar="NAME")
     parser.add_argument(
-        "--start", action="append", required=True, metavar="METHOD[=RUN]", help="without a run: scratch"
+        "--start", action="append", required=True, metavar="METHOD[=RUN][;KEY=VALUE]", help="without a run: scratch"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--config", default="configs/segment_unet.py:tiny")
+    parser.add_argument("--config", default="configs/segment_unet.py:cpu")
+    parser.add_argument("--network-alone", action="store_true", help="judge it without the regression of voxels, too")
+    parser.add_argument("--foreground", nargs="*", type=int, default=(), help="label values that are foreground")
+    parser.add_argument("--ignore", nargs="*", type=int, default=(), help="label values that count nowhere")
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder of the runs")
     parser.add_argument("overrides", nargs="*", help="for every finetune, after --")
     options = parser.parse_args()
@@ -183,7 +258,10 @@ def main() -> None:
     facts = outcome.facts("few_shot", device=f"{outcome.cpu_name()}, {outcome.usable_cores()} cores")
     # Where folders lay on this machine does not matter to a reader.
     facts["command"] = "benchmarks/few_shot.py"
-    settings = {key: getattr(options, key) for key in ("train", "validate", "test", "seeds", "config", "overrides")}
+    settings = {
+        key: getattr(options, key)
+        for key in ("train", "validate", "test", "seeds", "config", "start", "foreground", "ignore", "overrides")
+    }
     outcome.finish({**facts, "settings": settings, "methods": methods}, options.json)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -81,7 +82,7 @@ def process_peak_bytes() -> int:
 
 
 def forget_process_peak() -> bool:
-    """Begin to count the peak anew, which Linux allows; tells whether it did."""
+    """Reset the peak memory of this process, which Linux allows; returns whether it could."""
     try:
         pathlib.Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -105,8 +106,18 @@ def facts(benchmark: str, *, device: str) -> dict[str, Any]:
 def finish(result: dict[str, Any], path: pathlib.Path | None) -> None:
     """Print a result with the machine's load, and write it where a file was named."""
     # Above the number of cores, other programs were running and times are too long.
-    text = json.dumps(result | {"load_average_at_end": round(os.getloadavg()[0], 2)}, indent=2)
+    text = as_text(result | {"load_average_at_end": round(os.getloadavg()[0], 2)})
     print(text)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n")
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """JSON with a line for each key; a list of numbers or names stays on one line, as it is read."""
+    # Line breaks stand between values only: inside of a string JSON writes them as \\n.
+    return re.sub(
+        r"\[\n\s*([^\[\]{}]*?)\n\s*\]",
+        lambda found: "[" + re.sub(r"\n\s*", " ", found[1]) + "]",
+        json.dumps(result, indent=1),
+    )

@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterator
 
 from ml_collections import ConfigDict
 
-from lsmfm_jax.data.ingest import ingest
 from lsmfm_jax.data.loader import BatchStream, TokenTable, build_token_table, make_loader
-from lsmfm_jax.data.phantom import write_phantoms
-from lsmfm_jax.data.store import PatchStore
 from lsmfm_jax.models.text import load_text_tower
 from lsmfm_jax.models.tiny_bert import build_tiny_bert
+from lsmfm_jax.phantom import write_phantoms
+from lsmfm_jax.store.ingest import ingest
+from lsmfm_jax.store.reader import PatchStore
+from lsmfm_jax.tasks.inputs import configured_scale
 from lsmfm_jax.tasks.pretrain_setup import merge_captions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say which data are read."""
+    """The arguments that select the data."""
     parser.add_argument("--store", type=pathlib.Path, help="patch store to read (default: one of generated volumes)")
     parser.add_argument("--patches", type=int, default=32, help="patches of the generated store (default 32)")
     parser.add_argument("--workers", type=int, default=0, help="reader processes; 0: threads (default)")
@@ -51,8 +52,7 @@ def data(config: ConfigDict, options: argparse.Namespace) -> Iterator[tuple[Patc
                 patch_size=tuple(config.data.patch_size),
                 seed=config.seed,
                 token_table=table,
-                lower_percentile=config.data.lower_percentile,
-                upper_percentile=config.data.upper_percentile,
+                scale=configured_scale(config),
                 workers=options.workers,
                 prefetch=config.data.prefetch,
             )

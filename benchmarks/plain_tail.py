@@ -1,6 +1,7 @@
 """The SwinUNETR as it is usually written, with its dense features at full resolution: a form to compare with."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from unittest import mock
 
@@ -30,7 +31,8 @@ class PlainSwinUNETR(SwinUNETR):
 @contextlib.contextmanager
 def plain_tail() -> Iterator[None]:
     """Within this, recipes build the plain SwinUNETR."""
-    with mock.patch.dict(BACKBONES, swin_unetr=PlainSwinUNETR):
+    plain = dataclasses.replace(BACKBONES["swin_unetr"], module=PlainSwinUNETR)
+    with mock.patch.dict(BACKBONES, swin_unetr=plain):
         yield
 
 

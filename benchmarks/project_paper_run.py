@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def project(step: dict[str, Any], *, devices: int | None = None) -> dict[str, Any]:
-    """Hours of the whole run; more devices than measured are taken to scale perfectly, which is said.
+    """Hours of the whole run; more devices than measured are assumed to scale perfectly, which the output states.
 
     Raises:
         ValueError: the file has no throughput in it.

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from outcome import ROOT
 
-from lsmfm_jax.config_files import load_config
+from lsmfm_jax.config.load import load_config
 
 MODELS = ("unet", "swin_unetr")
 # Sizes of bert-base-uncased, and of one for trying a benchmark out.
@@ -33,7 +33,7 @@ TOKENS = 64
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, batch: int = 1) -> None:
-    """The arguments that say which step is meant."""
+    """The arguments that select the training step."""
     parser.add_argument("--model", choices=MODELS, default="unet", help="backbone (default unet)")
     parser.add_argument("--size", type=int, default=64, help="edge of the network's input, voxels (default 64)")
     parser.add_argument("--batch", type=int, default=batch, help=f"patches in a step (default {batch})")

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=pathlib.Path)
     options = parser.parse_args()
     facts = outcome.facts("summarise_runs", device=f"{outcome.cpu_name()}, {outcome.usable_cores()} cores")
-    # Names of run folders say enough; where they lay on this machine does not matter to a reader.
+    # Names of run folders are enough for a reader; their paths on this machine are not needed.
     facts["command"] = "benchmarks/summarise_runs.py " + " ".join(run.name for run in options.runs)
     outcome.finish({**facts, "runs": [summary_of(run) for run in options.runs]}, options.json)
 

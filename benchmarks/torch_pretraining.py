@@ -141,7 +141,7 @@ def trained_text(name: str, *, layers: int, top_k: int) -> bool:
 
 
 def load(model: Pretraining, state: Mapping[str, Any]) -> None:
-    """Take over converted weights, every one of them."""
+    """Load converted weights; every one of them must match."""
     tensors = {name: torch.as_tensor(value) for name, value in state.items() if name != "ema_decay"}
     known = {name for name, _ in model.named_buffers()}
     missing, unexpected = model.load_state_dict(tensors, strict=False)

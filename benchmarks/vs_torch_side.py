@@ -79,7 +79,7 @@ class OurSide:
         return peak_bytes()[0]
 
     def forget_peak(self) -> bool:
-        """Begins to count the peak anew, on a CPU; tells whether it did. As in training, after compiling."""
+        """Resets the peak memory, on a CPU; returns whether it could. As in training, after compiling."""
         import jax
 
         from lsmfm_jax.train.compilation import return_compiler_memory
@@ -195,7 +195,7 @@ class TorchSide:
         return self.torch.cuda.max_memory_allocated() if self.device == "cuda" else process_peak_bytes()
 
     def forget_peak(self) -> bool:
-        """Begins to count the peak anew, on a CPU; tells whether it did."""
+        """Resets the peak memory, on a CPU; returns whether it could."""
         return self.device == "cpu" and forget_process_peak()
 
 
@@ -213,7 +213,7 @@ def configuration(plan: dict[str, Any], dtype: str) -> Any:
 
 
 def serve(side: Any, answer: Callable[[Any], None]) -> None:
-    """Obeys commands until stdin ends."""
+    """Runs commands from stdin until it ends."""
     for line in sys.stdin:
         command = line.strip()
         try:

@@ -1,12 +1,12 @@
 """Classification with a 3D ResNet-18 from scratch, to compare pretrained backbones with.
 
-    lsmfm finetune --config configs/classify_resnet18.py --workdir RUN --config.data.folder=PATCHES
+    lsmfm finetune --config classify_resnet18 --workdir RUN --config.data.folder=PATCHES
 
 `PATCHES` holds `<class>_patch_<n>....nii.gz` (or class folders, or a CSV), or is a store, with caption keys as classes.
 With `train/` and `val/` in it those are the sides, else volumes are drawn for validation. The seed and the keys of
-`data` draw the sides, so a run of configs/classify_unet.py with the same ones has the same patches.
+`data` draw the sides, so a run of classify_unet with the same ones has the same patches.
 
-Variants (`configs/classify_resnet18.py:VARIANT`):
+Variants (`classify_resnet18:VARIANT`):
     (none)   33.2 M parameters, equal to resnet18 of MONAI
     tiny     for a CPU: widths 4-8-12-16, 32-voxel crops
 
@@ -18,7 +18,7 @@ Expected: see the results section of README.md for what was measured, on which m
 from ml_collections import ConfigDict
 
 from lsmfm_jax.config import defaults
-from lsmfm_jax.config_files import unknown_variant
+from lsmfm_jax.config.load import unknown_variant
 
 VARIANTS = ("", "tiny")
 

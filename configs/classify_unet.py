@@ -1,6 +1,6 @@
-"""Classification with the UNet: the deepest map of the pretrained encoder, its mean, one linear layer.
+r"""Classification with the UNet: the deepest map of the pretrained encoder, its mean, one linear layer.
 
-    lsmfm finetune --config configs/classify_unet.py --workdir RUN --config.data.folder=PATCHES \
+    lsmfm finetune --config classify_unet --workdir RUN --config.data.folder=PATCHES \
         --config.init_from=PRETRAINED
 
 `PATCHES` holds `<class>_patch_<n>....nii.gz` (or class folders, or a CSV), or is a store, with caption keys as classes.
@@ -8,10 +8,10 @@ With `train/` and `val/` in it those are the sides, else volumes are drawn for v
 `PRETRAINED` is a run of `lsmfm pretrain` or a folder made by `lsmfm convert import`; the architecture is read from
 it. Without init_from the network starts from scratch.
 
-Variants (`configs/classify_unet.py:VARIANT`):
+Variants (`classify_unet:VARIANT`):
     (none)   19.0 M parameters
     scratch  everything trains from the first step at one rate; give no init_from
-    probe    linear probe: the encoder rests to the end
+    probe    linear probe: the encoder stays frozen
     tiny     for a CPU: 3-level UNet of widths 8-16-24, 32-voxel crops
 
 Hardware: the full variants want a GPU with 16 GB or more (batch 8 of 96^3 voxels, bfloat16).
@@ -22,7 +22,7 @@ Expected: see the results section of README.md for what was measured, on which m
 from ml_collections import ConfigDict
 
 from lsmfm_jax.config import defaults
-from lsmfm_jax.config_files import unknown_variant
+from lsmfm_jax.config.load import unknown_variant
 
 VARIANTS = ("", "scratch", "probe", "tiny")
 
@@ -32,6 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant not in VARIANTS:
         raise unknown_variant(variant, VARIANTS)
     config = defaults("classify")
+    config.data.scale = "local"  # that of the pretraining recipes
     config.optim.learning_rate = 1e-4
     config.optim.weight_decay = 1e-5
     config.encoder.rate_multiplier = 0.2

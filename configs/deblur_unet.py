@@ -1,6 +1,6 @@
-"""Deblurring with the UNet: a residual from pretrained dense features, added to the blurred volume.
+r"""Deblurring with the UNet: a residual from pretrained dense features, added to the blurred volume.
 
-    lsmfm finetune --config configs/deblur_unet.py --workdir RUN --config.data.folder=PATCHES \
+    lsmfm finetune --config deblur_unet --workdir RUN --config.data.folder=PATCHES \
         --config.init_from=PRETRAINED
 
 `PATCHES` holds `<name>.nii.gz` and `<name>_blurred.nii.gz` (or sharp volumes alone, or a store of them, with
@@ -9,7 +9,7 @@ With `train/` and `val/` in it those are the sides, else volumes are drawn for v
 `PRETRAINED` is a run of `lsmfm pretrain` or a folder made by `lsmfm convert import`; the architecture is read from
 it. Without init_from the network starts from scratch.
 
-Variants (`configs/deblur_unet.py:VARIANT`):
+Variants (`deblur_unet:VARIANT`):
     (none)   19.0 M parameters
     scratch  everything trains from the first step at one rate; give no init_from
     made     blurs sharp volumes here: Gaussian of 2.5 voxels, noise of 2.5 counts
@@ -23,7 +23,7 @@ Expected: see the results section of README.md for what was measured, on which m
 from ml_collections import ConfigDict
 
 from lsmfm_jax.config import defaults
-from lsmfm_jax.config_files import unknown_variant
+from lsmfm_jax.config.load import unknown_variant
 
 VARIANTS = ("", "scratch", "made", "tiny")
 

@@ -61,7 +61,7 @@ case "$action" in
     everywhere "cd lsmfm_jax && mountpoint -q $MOUNT && exec env LSMFM_COORDINATOR=auto ../venv/bin/lsmfm $quoted"
     ;;
   stop)
-    # Every host is told; they agree on the step. The bracket keeps pkill from finding its own shell.
+    # Every host gets the signal; they agree on the step. The bracket keeps pkill from finding its own shell.
     everywhere "pkill -USR1 -f '[v]env/bin/lsmfm'"
     ;;
   delete)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, Shaped
 
+from lsmfm_jax.errors import InputError
 from lsmfm_jax.resample import Order, affine_warp, gaussian_smooth
 
 
@@ -35,10 +36,10 @@ class AugmentSettings:
         for entry in fields(self):
             value = getattr(self, entry.name)
             if entry.name.endswith("_prob") and not 0 <= value <= 1:
-                raise ValueError(f"augmentation {entry.name} = {value} is not a chance between 0 and 1")
+                raise InputError(f"augmentation {entry.name} = {value} is not a chance between 0 and 1")
         low, high = self.smooth_sigma_voxels
         if not 0 <= low <= high:
-            raise ValueError(
+            raise InputError(
                 f"augmentation smooth_sigma_voxels = {self.smooth_sigma_voxels} is not (low, high) with "
                 "0 <= low <= high"
             )

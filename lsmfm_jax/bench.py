@@ -1,9 +1,11 @@
-"""The front door of the benchmarks, which are scripts in `benchmarks/` of a checkout."""
+"""Starts a benchmark: they are scripts in `benchmarks/` of the source, not part of the installed package."""
 
 import pathlib
 import subprocess
 import sys
 from collections.abc import Sequence
+
+from lsmfm_jax.errors import LsmfmError
 
 # Scripts a user starts; the other files of that folder are their parts.
 BENCHMARKS = (
@@ -17,11 +19,12 @@ BENCHMARKS = (
     "tail",
     "scaling",
     "quick_start",
+    "brain_memory",
 )
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
 
 
-class BenchmarksMissing(FileNotFoundError):
+class BenchmarksMissing(LsmfmError, FileNotFoundError):
     """The package was installed without its checkout."""
 
 

@@ -1,6 +1,5 @@
 """One page on a run, with curves and pictures, that opens from disk without a network."""
 
-import base64
 import datetime
 import html
 import io
@@ -11,57 +10,61 @@ from typing import Any
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from lsmfm_jax.train.checkpoint import write_json_atomically
+from lsmfm_jax import html_page
+from lsmfm_jax.errors import LsmfmError
+from lsmfm_jax.files import read_json, replace_json, replace_text
 from lsmfm_jax.train.tracking import read_metrics
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; margin: 2rem auto; max-width: 70rem;
-       padding: 0 1.2rem; }
-h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
-.muted { color: #5c6b7f; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-td, th { padding: .25rem 1rem .25rem 0; text-align: left; border-bottom: 1px solid #e3e8ef; }
-.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: .8rem; }
-.curves svg { width: 100%; height: auto; } img { max-width: 100%; height: auto; }
-details { margin: .6rem 0; } summary { cursor: pointer; } pre { background: #f5f7fa; padding: .8rem; overflow: auto; }
-"""
-
-# Curves that belong together stand in one panel; what a run does not have is left out.
-_PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
+# Curves that belong together stand in one panel; what a run does not have is left out, and a metric that is named in
+# none of these gets a panel of its own.
+PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Loss", ("loss",)),
     ("Reconstruction, mean absolute error", ("reconstruct",)),
     ("Distillation, nats", ("distill",)),
     ("Contrast, nats", ("contrast",)),
     ("Alignment, 1 - cosine", ("align",)),
     ("Retrieval, share right", ("image_to_text_top1", "text_to_image_top1", "chance_top1")),
+    ("Retrieval, share right among the first five", ("image_to_text_top5", "text_to_image_top5", "chance_top5")),
     ("Teacher entropy, nats", ("teacher_entropy", "teacher_marginal_entropy")),
     ("Teacher information, nats (0 is collapse)", ("teacher_information",)),
+    ("Scale of the contrast", ("logit_scale",)),
     ("Dice", ("dice",)),
+    ("Precision and recall", ("precision", "recall")),
     ("Accuracy", ("accuracy", "macro_f1")),
-    ("SSIM", ("ssim", "ssim_of_input")),
-    ("PSNR, dB", ("psnr_db", "psnr_db_of_input")),
+    ("SSIM", ("ssim", "ssim_blurred")),
+    ("PSNR, dB", ("psnr", "psnr_blurred")),
+    ("Absolute error", ("l1",)),
+    ("Difference in edges and high frequencies", ("edge", "high_frequency")),
     ("Gradient norm", ("grad_norm",)),
     ("Throughput, patches/s", ("patches_per_s",)),
+    ("Damaged patches", ("damaged_patches",)),
 )
+
+
+class ReportError(LsmfmError, FileNotFoundError):
+    """A folder that is no run folder."""
 
 
 def write_report(folder: pathlib.Path) -> pathlib.Path:
     """Writes `report.html` into a run folder and returns its path.
 
     Raises:
-        FileNotFoundError: the folder is no run folder.
+        ReportError: the folder is no run folder.
+        DamagedFile: one of its records cannot be read.
     """
     for name in ("config.json", "metrics.jsonl"):
         if not (folder / name).exists():
-            raise FileNotFoundError(f"{folder}: no {name} there; name the --workdir of a run")
+            raise ReportError(f"{folder}: no {name} there; name the --workdir of a run")
     train, validation = read_metrics(folder, "train"), read_metrics(folder, "validation")
-    record = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else {}
-    config = json.loads((folder / "config.json").read_text())
+    record = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
+    config = read_json(folder / "config.json")
     when = datetime.datetime.fromtimestamp((folder / "metrics.jsonl").stat().st_mtime).strftime("%Y-%m-%d %H:%M")
     parts = [
         f"<h1>{html.escape(record.get('task', config['task']).capitalize())}: {html.escape(folder.name)}</h1>",
         f'<p class="muted">{html.escape(_subtitle(config, record))}. Last figures of {when}.</p>',
         "<h2>Result</h2>",
         _result_table(validation),
+        *_comparison(folder),
         "<h2>Curves</h2>",
         '<div class="curves">' + "".join(_curves(train, validation)) + "</div>",
         *_pictures(folder),
@@ -71,16 +74,10 @@ def write_report(folder: pathlib.Path) -> pathlib.Path:
     ]
     if (folder / "groups.txt").exists():
         parts.append(_details("Optimiser groups", (folder / "groups.txt").read_text()))
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(folder.name)}</title><style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>"
-    )
     target = folder / "report.html"
-    temporary = target.with_name(target.name + ".tmp")
-    temporary.write_text(page)
-    temporary.replace(target)
+    replace_text(target, html_page.page(folder.name, parts))
     if validation:
-        write_json_atomically(folder / "summary.json", {"first": validation[0], "last": validation[-1]})
+        replace_json(folder / "summary.json", {"first": validation[0], "last": validation[-1]})
     return target
 
 
@@ -112,13 +109,33 @@ def _result_table(validation: list[dict[str, Any]]) -> str:
     return f"<table>{head}{rows}</table>"
 
 
+def _comparison(folder: pathlib.Path) -> list[str]:
+    """The run beside thresholds and a pixel classifier, where that was measured."""
+    file = folder / "comparison.json"
+    if not file.exists():
+        return []
+    found = read_json(file)
+    rows = "".join(
+        f"<tr><td>{html.escape(name.replace('_', ' '))}</td><td>{row['dice']:.3f}</td></tr>"
+        for name, row in found["methods"].items()
+    )
+    head = "<tr><th>on the validation patches</th><th>foreground Dice</th></tr>"
+    return [
+        "<h2>Better than a threshold?</h2>",
+        f"<p>{html.escape(found['verdict'])}.</p><table>{head}{rows}</table>",
+    ]
+
+
 def _figure(value: Any) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
 def _curves(train: list[dict[str, Any]], validation: list[dict[str, Any]]) -> list[str]:
     panels = []
-    for title, names in _PANELS:
+    logged = dict.fromkeys(name for record in (*train, *validation) for name in record if name not in ("step", "kind"))
+    known = {name for _, names in PANELS for name in names}
+    others = [(name.replace("_", " ").capitalize(), (name,)) for name in logged if name not in known]
+    for title, names in (*PANELS, *others):
         lines = [
             (f"{kind} {name.replace('_', ' ')}" if len(names) > 1 else kind, style, points)
             for name in names
@@ -158,9 +175,8 @@ def _pictures(folder: pathlib.Path) -> list[str]:
     shown = [files[0]] if len(files) == 1 else [files[-1], files[0]]
     parts = ["<h2>Pictures</h2>"]
     for file in shown:
-        data = base64.b64encode(file.read_bytes()).decode()
         name = file.stem.replace("_", " ")
-        parts.append(f'<p class="muted">{html.escape(name)}</p><img alt="{name}" src="data:image/png;base64,{data}">')
+        parts.append(f'<p class="muted">{html.escape(name)}</p>{html_page.png(file.read_bytes(), name)}')
     return parts
 
 

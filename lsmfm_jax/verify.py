@@ -1,13 +1,14 @@
 """Reads all of a patch store or a run folder and names what is damaged."""
 
-import json
 import pathlib
 
-from lsmfm_jax.data.store import HEADER
-from lsmfm_jax.data.verify import verify_store
+from lsmfm_jax.errors import LsmfmError
+from lsmfm_jax.files import DamagedFile, read_json
+from lsmfm_jax.store.reader import HEADER
+from lsmfm_jax.store.verify import verify_store
 
 
-class VerifyError(ValueError):
+class VerifyError(LsmfmError, ValueError):
     """A path that is neither a patch store nor a run folder."""
 
 
@@ -18,9 +19,9 @@ def verify(path: pathlib.Path) -> list[str]:
         VerifyError: the path is neither a store nor a run folder.
     """
     if (path / HEADER).exists() or (path / "manifest.jsonl").exists():
-        return [f"{damage.path}: {damage.what}" for damage in verify_store(path)]
+        return [printable(f"{damage.path}: {damage.what}") for damage in verify_store(path)]
     if any((path / name).exists() for name in ("config.json", "run.json", "checkpoints", "best")):
-        return verify_run(path)
+        return [printable(line) for line in verify_run(path)]
     raise VerifyError(
         f"{path}: neither a patch store (it has no {HEADER}) nor a run folder (it has no config.json); name one"
     )
@@ -40,8 +41,16 @@ def verify_run(folder: pathlib.Path) -> list[str]:
     lines = [] if imported and not (folder / SEAL).exists() else damaged_records(folder)
     if imported:
         lines += _not_json(folder / "run.json")
-    for group in ("checkpoints", "best"):
-        for step in committed_steps(folder / group):
+    groups = [group for group in ("checkpoints", "best") if (folder / group).exists()]
+    lines += [f"{folder / group}: not a folder of checkpoints" for group in groups if not (folder / group).is_dir()]
+    steps = [(group, step) for group in groups for step in committed_steps(folder / group)]
+    if not steps:
+        lines.append(
+            f"{folder}: no checkpoint there: the run ended before its first one, or they were removed; start it again, "
+            "or restore the folder from a copy"
+        )
+    for group in groups:
+        for step in [number for of, number in steps if of == group]:
             lines += _verify_checkpoint(folder / group, step)
         for seal in sorted((folder / group / "seals").glob("*.json")):
             if not (folder / group / seal.stem).is_dir():
@@ -51,10 +60,15 @@ def verify_run(folder: pathlib.Path) -> list[str]:
 
 def _not_json(file: pathlib.Path) -> list[str]:
     try:
-        json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        return [f"{file}: cannot be read: {error}"]
+        read_json(file)
+    except DamagedFile as error:
+        return [f"{file}: {error.reason}"]
     return []
+
+
+def printable(line: str) -> str:
+    """The text as one line: what a name may hold and a terminal cannot show stands as Python writes it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 def _verify_checkpoint(folder: pathlib.Path, step: int) -> list[str]:
@@ -69,7 +83,7 @@ def _verify_checkpoint(folder: pathlib.Path, step: int) -> list[str]:
         )
     if not lines:
         try:
-            read_part(folder, step, ("params", "batch_stats", "teacher", "opt_state"))
+            read_part(folder, step, None)
         except CheckpointError as error:
             lines = [str(error)]
     return lines

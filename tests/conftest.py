@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 # Before JAX starts: eight devices, so that meshes can be tested on a machine that has none.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -11,6 +12,9 @@ from jaxtyping import install_import_hook
 
 # Before any import of the package, so that every annotated function is checked.
 install_import_hook("lsmfm_jax", "runtime_types.check")
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would the commands that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

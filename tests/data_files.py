@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import nibabel
 import numpy as np
 
-from lsmfm_jax.data.manifest import PatchRow
+from lsmfm_jax.store.manifest import PatchRow
 
 
 def noise(seed: int, *, shape: tuple[int, ...] = (6, 5, 4), dtype: str = "uint16") -> np.ndarray:

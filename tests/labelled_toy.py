@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 from scipy import ndimage
 
-from lsmfm_jax.data.volumes import write_nifti
+from lsmfm_jax.volumes.read import write_nifti
 
 
 def write_patch(folder: pathlib.Path, name: str, *, size: int = 20, seed: int = 0, balls: int = 3) -> None:

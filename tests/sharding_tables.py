@@ -6,7 +6,7 @@ import pathlib
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
-from lsmfm_jax.config_files import load_config
+from lsmfm_jax.config.load import load_config
 from lsmfm_jax.models.text import BertConfig
 from lsmfm_jax.tasks.pretrain import pretraining_task
 from lsmfm_jax.tasks.pretrain_setup import pretraining_rules

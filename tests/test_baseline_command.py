@@ -15,10 +15,10 @@ from sklearn.preprocessing import StandardScaler
 
 from lsmfm_jax.cli import main
 from lsmfm_jax.config import defaults
-from lsmfm_jax.config_files import as_json
-from lsmfm_jax.data.volumes import read_single
+from lsmfm_jax.config.load import as_json
 from lsmfm_jax.metrics.segmentation import foreground_scores
 from lsmfm_jax.tasks.finetune_patches import read_patches, run_configuration
+from lsmfm_jax.volumes.read import read_single
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,22 @@ def test_loader_alone(tmp_path):
     assert result["patch_size"] == [24, 24, 24] and result["patches_per_s"]["median"] > 1
 
 
+def test_memory_of_whole_brains(tmp_path):
+    arguments = ("--voxels", 3e5, 4e5, "--largest-no-skip", 3.5e5, "--window", 32, "--work", tmp_path)
+    result = _bench("brain_memory", tmp_path / "brains.json", *arguments)
+    assert result.keys() >= FACTS
+    cases = result["cases"]
+    assert [(one["shape"][0], one["case"]) for one in cases] == [(67, "usual"), (67, "nothing_skipped"), (74, "usual")]
+    for one in cases:
+        assert one["peak_bytes"] == max(one["peak_bytes_of"].values()) > 1e8
+        assert one["planned_bytes"] <= 2 * 2**30 and 0 < one["peak_frac_of_max_ram"] < 1
+        assert 0 < one["objects"] <= one["cells"]
+        assert one["mvoxel_per_s"]["predicting"] > 0 and set(one["predicting_share"]) == {"reading", "writing"}
+    ratios = result["largest_to_smallest"]
+    assert ratios["nothing_skipped"]["all"] == 1 and set(ratios["usual"]) == {"all", *cases[0]["seconds"]}
+    assert not list(tmp_path.glob("tmp*")), "brains and results are removed"
+
+
 def test_a_sweep_writes_a_table_and_a_plot(tmp_path, monkeypatch):
     """The points themselves are steps on dummy data, one process each; here they are given."""
     import sweep_batch
@@ -163,7 +179,7 @@ def test_the_plain_tail_has_the_same_features_and_more_operations():
     usual = build_networks(config, None).backbone
     with plain_tail():
         plain = build_networks(config, None).backbone
-    assert BACKBONES["swin_unetr"] is type(usual) is not type(plain)
+    assert type(BACKBONES["swin_unetr"].build()) is type(usual) is not type(plain)
     x = jnp.zeros((1, 32, 32, 32, 1))
     variables = jax.eval_shape(lambda: usual.init(jax.random.key(0), x, train=True))
     assert variables == jax.eval_shape(lambda: plain.init(jax.random.key(0), x, train=True))

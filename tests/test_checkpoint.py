@@ -20,6 +20,7 @@ from lsmfm_jax.train.checkpoint import (
 )
 from lsmfm_jax.train.fingerprints import fingerprints
 from lsmfm_jax.train.sharding import make_mesh
+from lsmfm_jax.verify import _verify_checkpoint
 
 
 def _state(step: int):
@@ -60,6 +61,21 @@ def test_only_the_latest_are_kept(tmp_path):
     assert {path.stem for path in (tmp_path / "c" / "seals").glob("*.json")} == {"3", "4", "5"}
 
 
+def test_an_earlier_step_is_not_lost_without_a_word_and_later_ones_can_be_set_aside(tmp_path):
+    folder = tmp_path / "c"
+    checkpoints = _written(folder, steps=(2, 5))
+    with pytest.raises(SaveError, match=r"checkpoint at step 3 could not be written to \S+: it has one of step 5;"):
+        checkpoints.save(3, _state(3), {"epoch": 3})
+    assert checkpoints.set_aside_after(5) == []
+    assert checkpoints.set_aside_after(2) == [5]
+    checkpoints.save(3, _state(3), {"epoch": 3})
+    checkpoints.seal()
+    assert committed_steps(folder) == [2, 3] and (folder / "later-5").is_dir()
+    assert {path.stem for path in (folder / "seals").glob("*.json")} == {"2", "3"}
+    assert checkpoints.set_aside_after(0) == [2, 3]
+    assert sorted(path.name for path in folder.glob("later-*")) == ["later-2", "later-3"]
+
+
 def test_any_single_bit_flip_is_found_and_passed_over(tmp_path, caplog):
     folder = tmp_path / "c"
     checkpoints = _written(folder)
@@ -76,7 +92,7 @@ def test_any_single_bit_flip_is_found_and_passed_over(tmp_path, caplog):
     path = files[rng.integers(len(files))]
     path.write_bytes(path.read_bytes()[:-1])
     assert checkpoints.restore(_abstract(_state(0))).step == 1
-    assert str(path) in caplog.text
+    assert f"damaged checkpoint passed over: {path}" in caplog.text
 
 
 def test_a_missing_file_and_a_damaged_seal_are_named(tmp_path):
@@ -190,6 +206,10 @@ def test_a_checkpoint_that_a_kill_left_unsealed_is_sealed_by_the_next_start(tmp_
     folder = tmp_path / "c"
     _written(folder)
     (folder / "seals" / "2.json").unlink()
+    (line,) = _verify_checkpoint(folder, 2)
+    assert (
+        "2.json: missing: lost, or the run was killed before it was written; the next start of the run checks" in line
+    )
     again = Checkpoints(folder, keep=3)
     again.adopt_unsealed(_abstract(_state(0)))
     again.seal()

@@ -1,13 +1,14 @@
 """Configurations are refused before any device work, by messages that say what to do."""
 
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 
-from lsmfm_jax.config import ConfigError, defaults, flatten, schema, validate
-from lsmfm_jax.config_files import differences, load_config
+from lsmfm_jax.config import ConfigError, check_step_count, defaults, flatten, schema, validate
+from lsmfm_jax.config.load import as_json, differences, load_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "configs").glob("*.py"))
@@ -55,6 +56,88 @@ def test_every_variant_of_every_recipe_is_valid(recipe):
 def test_wrong_overrides_name_the_key_and_what_is_allowed(override, message):
     with pytest.raises(ConfigError, match=message):
         load_config(_recipe(), [override])
+
+
+TASK_NAMES = ("pretrain", "segment", "classify", "deblur")
+USELESS = (float("nan"), float("inf"), -float("inf"), 10**30, -(10**30), 1e300, 10**300)
+
+
+def _with(task, path, value):
+    config = defaults(task)
+    *parents, name = path.split(".")
+    place = config
+    for parent in parents:
+        place = place[parent]
+    if type(value) is not tuple and type(place[name]) is tuple:
+        value = (value,) * max(1, len(place[name]))
+    with place.unlocked(), place.ignore_type():
+        place[name] = value
+    return config
+
+
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_no_number_may_be_nan_or_beyond_all_use(task):
+    checked = 0
+    for path, key in flatten(schema(task)):
+        sample = (*key.default, key.of())[0] if type(key.default) is tuple else key.default
+        if type(sample) not in (int, float):
+            continue
+        for value in USELESS:
+            with pytest.raises(ConfigError, match=re.escape(path)) as refused:
+                validate(_with(task, path, value))
+            assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
+        checked += 1
+    assert checked > 40
+
+
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_a_tuple_may_be_empty_only_where_it_is_by_default(task):
+    for path, key in flatten(schema(task)):
+        if type(key.default) is tuple and key.default:
+            with pytest.raises(ConfigError, match=rf"^{path}: "):
+                validate(_with(task, path, ()))
+            if key.length:
+                with pytest.raises(ConfigError, match=r"numbers.* are needed"):
+                    validate(_with(task, path, (*key.default, key.default[0])))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.optim.learning_rate=nan", r"optim\.learning_rate: nan is not a number; from 0 to 100"),
+        ("--config.optim.learning_rate=1e999", r"optim\.learning_rate: inf; at most 100"),
+        ("--config.seed=123456789012345678901234567890", r"seed: 123456789012345678901234567890; at most 4294967295"),
+        ("--config.optim.b2=1.0", r"optim\.b2: 1\.0; at most 0\.999999"),
+        ("--config.mask.ratio=0.0", r"mask\.ratio: 0\.0; at least 1e-06"),
+        ("--config.mask.block_sizes=()", r"mask\.block_sizes: \(\) is empty"),
+        ("--config.data.stores=(1,)", r"data\.stores: 1 in \(1,\); allowed: values like a tuple of str"),
+        ("--config.augment.smooth_sigma=(2.0, 1.0)", r"augment\.smooth_sigma: \(2\.0, 1\.0\); the smaller"),
+        ("--config.init_allow=('(head',)", r"init_allow: '\(head' is no regular expression"),
+    ],
+)
+def test_values_that_no_run_can_use_are_refused(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(_recipe(), [override])
+
+
+def test_attention_heads_that_do_not_divide_a_stage_are_refused():
+    with pytest.raises(ConfigError, match=r"num_heads: \(3, 6, 12, 25\); 25 does not divide 288"):
+        load_config(_recipe("pretrain_swin_unetr.py"), ["--config.model.swin_unetr.num_heads=(3, 6, 12, 25)"])
+
+
+def test_more_steps_than_can_be_counted_are_refused():
+    check_step_count("train.epochs", 10**6, 2000)
+    with pytest.raises(ConfigError, match=r"train\.epochs: 1000000 epochs of 3000 steps .*at most 715827"):
+        check_step_count("train.epochs", 10**6, 3000)
+
+
+def test_a_run_of_an_earlier_release_lacks_later_keys_and_has_their_defaults():
+    config = load_config(_recipe())
+    earlier = as_json(config)
+    del earlier["mask"]["rounding"], earlier["train"]["spike_factor"]
+    assert differences(earlier, as_json(config)) == []
+    earlier["train"]["batch_size"] = 8
+    assert differences(earlier, as_json(config)) == ["train.batch_size: 8 -> 16"]
 
 
 def test_overrides_change_what_they_name_and_nothing_else():
@@ -118,5 +201,5 @@ def test_released_numbers():
 
 
 def test_the_schema_does_not_import_jax():
-    code = "import lsmfm_jax.config, lsmfm_jax.config_files, sys; sys.exit('jax' in sys.modules)"
+    code = "import lsmfm_jax.config, lsmfm_jax.config.load, sys; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

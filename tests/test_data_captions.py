@@ -2,10 +2,11 @@
 
 import json
 import pathlib
+import time
 
 import pytest
 
-from lsmfm_jax.data.captions import CaptionError, load_captions, normalise_key, require_captions
+from lsmfm_jax.store.captions import CaptionError, load_captions, normalise_key, require_captions
 
 
 def _write(path: pathlib.Path, content: object) -> pathlib.Path:
@@ -58,6 +59,28 @@ def test_keys_match_exactly_or_not_at_all() -> None:
         require_captions(["cfo", "glia", "vessel"], ["cfos", "glia", "vessel_wga"])
     text = str(caught.value)
     assert "2 caption key(s)" in text and "close: cfos" in text and "cfos, glia, vessel_wga" in text
+
+
+def test_time_grows_with_the_number_of_keys_and_texts_and_not_with_its_square(tmp_path: pathlib.Path) -> None:
+    count = 100_000
+    many_keys = _write(tmp_path / "keys.json", {f"key {number}": f"text {number}" for number in range(count)})
+    many_texts = _write(tmp_path / "texts.json", {"one": [f"text {number}" for number in range(count)]})
+    start = time.process_time()
+    texts, _ = load_captions([many_keys, many_texts, many_texts])
+    assert len(texts) == count + 1 and len(texts["one"]) == count
+    with pytest.raises(CaptionError) as caught:
+        require_captions([f"other {number}" for number in range(3000)], texts)
+    # Squares of these would take from minutes to hours.
+    assert time.process_time() - start < 30
+    assert "3000 caption key(s)" in str(caught.value) and len(str(caught.value)) < 5000
+
+
+def test_a_byte_order_mark_and_deep_nesting(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "bom.json").write_bytes(b'\xef\xbb\xbf{"a": "x"}')
+    assert load_captions([tmp_path / "bom.json"]).texts == {"a": ["x"]}
+    deep = _write(tmp_path / "deep.json", "[" * 200_000)
+    with pytest.raises(CaptionError, match=r"deep\.json"):
+        load_captions([deep])
 
 
 def test_real_caption_files(shared: pathlib.Path) -> None:

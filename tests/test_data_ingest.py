@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from data_files import gzipped, noise, save_nifti, selma_folder, truncated
 
-from lsmfm_jax.data import ingest as ingest_module
-from lsmfm_jax.data.captions import CaptionError
-from lsmfm_jax.data.ingest import IngestFailed, IngestSummary, ingest, intensity_statistics
-from lsmfm_jax.data.layouts import LayoutError
-from lsmfm_jax.data.store import PatchStore
-from lsmfm_jax.data.verify import verify_store
+from lsmfm_jax.store import ingest as ingest_module
+from lsmfm_jax.store.captions import CaptionError
+from lsmfm_jax.store.ingest import IngestFailed, IngestSummary, ingest, intensity_statistics
+from lsmfm_jax.store.layouts import LayoutError
+from lsmfm_jax.store.reader import PatchStore
+from lsmfm_jax.store.verify import verify_store
 
 
 def _ingest(root: pathlib.Path, out: pathlib.Path, **settings: object) -> IngestSummary:
@@ -49,19 +49,18 @@ def test_only_what_is_new_is_read(tmp_path: pathlib.Path, monkeypatch: pytest.Mo
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "s" / "parts").rglob("*")}
     touched = next(iter(sorted(root.rglob("*.nii.gz"))))
     read: list[str] = []
-    whole = pathlib.Path.read_bytes
+    digest = ingest_module._digest
 
-    def counted(path: pathlib.Path) -> bytes:
-        if path.name.endswith(".nii.gz"):
-            read.append(path.name)
-        return whole(path)
+    def counted(path: pathlib.Path) -> str:
+        read.append(path.name)
+        return digest(path)
 
-    monkeypatch.setattr(pathlib.Path, "read_bytes", counted)
+    monkeypatch.setattr(ingest_module, "_digest", counted)
     summary = _ingest(root, tmp_path / "s")
     assert (summary.added, summary.known, read) == (0, 12, [])
     # Another time stamp: hashed, found to be the same, not decoded.
     os.utime(touched, ns=(1, 1))
-    monkeypatch.setattr(ingest_module, "decode_volume", None)
+    monkeypatch.setattr(ingest_module, "read_volume", None)
     assert _ingest(root, tmp_path / "s").known == 12 and read == [touched.name]
     monkeypatch.undo()
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "s" / "parts").rglob("*")} == before
@@ -100,8 +99,9 @@ def test_bad_files_are_listed_and_the_rest_goes_on(tmp_path: pathlib.Path) -> No
     root = selma_folder(tmp_path / "data")
     expected = _with_bad_files(root)
     summary = _ingest(root, tmp_path / "s")
-    assert summary.added == 12 and len(summary.failed) == 6 and len(summary.duplicates) == 2
-    for path, reason in summary.failed + summary.duplicates:
+    assert summary.added == 12 and len(summary.failed) == 5 and len(summary.duplicates) == 2
+    assert [path.name for path, _ in summary.left_out] == ["patchvolume_8_5.nii.gz"]
+    for path, reason in summary.failed + summary.duplicates + summary.left_out:
         assert expected[path.name] in reason, (path, reason)
         assert f"{path}: {reason}" in summary.text()
     with pytest.raises(IngestFailed, match=r"patchvolume_8_1\.nii\.gz: its gzip") as caught:
@@ -177,7 +177,7 @@ def test_statistics_of_a_known_volume() -> None:
     ("folder", "layout", "captions", "count", "volumes"),
     [
         ("pretrain", "wu", ("pretrain/text_prompts_wu.json", "captions/text_prompts_expanded.json"), 7, 7),
-        ("delivr", "selma", ("captions/text_prompts_delivr.json",), 48, 6),
+        ("delivr", "selma", ("captions/text_prompts_delivr.json",), 60, 12),
         ("finetune", "flat", None, 6, 6),
     ],
 )

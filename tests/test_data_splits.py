@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import pytest
 from data_files import make_row
 
-from lsmfm_jax.data.manifest import PatchRow
-from lsmfm_jax.data.sealed import DamagedFile, seal
 from lsmfm_jax.data.splits import Split, SplitError, choose_few, folds, load_split, split_by_volume
+from lsmfm_jax.files import DamagedFile, seal
+from lsmfm_jax.store.manifest import PatchRow
 
 
 def _rows(sizes: Sequence[int]) -> list[PatchRow]:

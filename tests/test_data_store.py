@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from data_files import make_row, noise
 
-from lsmfm_jax.data import writer as writer_module
-from lsmfm_jax.data.manifest import PatchRow
-from lsmfm_jax.data.sealed import DamagedFile, seal
-from lsmfm_jax.data.store import DamagedPatch, PatchStore, StoreError
-from lsmfm_jax.data.verify import verify_store
-from lsmfm_jax.data.writer import StoreWriter
+from lsmfm_jax import files as files_module
+from lsmfm_jax.files import DamagedFile, seal
+from lsmfm_jax.store import writer as writer_module
+from lsmfm_jax.store.manifest import PatchRow
+from lsmfm_jax.store.reader import DamagedPatch, PatchStore, StoreError
+from lsmfm_jax.store.verify import verify_store
+from lsmfm_jax.store.writer import StoreWriter
 
 # About three patches of (6, 5, 4) in uint16 a part.
 PART_BYTES = 800
@@ -101,10 +102,13 @@ def test_an_interrupted_writer_leaves_a_store_that_the_next_completes(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        # As a kill leaves it: nothing is tidied up, and the system drops the lock.
+        patched.setattr(StoreWriter, "__exit__", lambda self, *_: os.close(self._lock))
+        patched.setattr(files_module, "_remove", lambda temporary: None)
         if moment == "in the middle of a part":
             patched.setattr(writer_module, "open_for_writing", lambda *a, **k: HalfArray())
         elif moment == "before its rename":
-            patched.setattr(writer_module.os, "replace", crash)
+            patched.setattr(files_module.os, "replace", crash)
         else:
             patched.setattr(StoreWriter, "_commit", crash)
         with StoreWriter(path, part_bytes=PART_BYTES) as writer:

@@ -10,6 +10,7 @@ import tifffile
 
 from lsmfm_jax.data.mask_folders import MaskFolderError, masks_in, volume_of
 from lsmfm_jax.evaluate import EMPTY, ROLLED, evaluate_folders, format_table
+from lsmfm_jax.volumes.names import VolumePatternError
 
 
 def cubes(*corners: tuple[int, int, int], shape=(14, 16, 30)) -> np.ndarray:
@@ -185,13 +186,17 @@ def test_missing_and_empty_folders_are_errors(tmp_path):
         ({"kind": "boxes"}, "kind is 'boxes': use one of auto, mask, labels"),
         ({"connectivity": 8}, "connectivity is 8: use one of 6, 18, 26"),
         ({"minimum_voxels": 0}, "minimum_voxels is 0"),
-        ({"volume_pattern": "("}, "not a regular expression"),
-        ({"volume_pattern": "brain"}, "'brain' does not match the patch"),
     ],
 )
 def test_bad_settings_are_errors(folders, tmp_path, setting, message):
     with pytest.raises(MaskFolderError, match=message):
         evaluate_folders(*folders, tmp_path / "s.csv", **setting)
+
+
+def test_bad_volume_patterns_are_errors(folders, tmp_path):
+    for pattern, message in (("(", "not a regular expression"), ("brain", "'brain' does not match the patch")):
+        with pytest.raises(VolumePatternError, match=message):
+            evaluate_folders(*folders, tmp_path / "s.csv", volume_pattern=pattern)
 
 
 @pytest.mark.parametrize(

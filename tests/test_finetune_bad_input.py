@@ -9,10 +9,10 @@ from labelled_toy import write_patch, write_patches
 
 from lsmfm_jax.config import ConfigError, defaults
 from lsmfm_jax.data.labelled import LabelledDataError
-from lsmfm_jax.data.volumes import VolumeError, write_nifti
 from lsmfm_jax.tasks import SETUPS
 from lsmfm_jax.tasks.finetune_patches import read_patches
 from lsmfm_jax.train.run import execute
+from lsmfm_jax.volumes.read import VolumeError, write_nifti
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from lsmfm_jax.data.labelled_batches import (
     read_segmentation,
     training_batches,
 )
-from lsmfm_jax.data.volumes import VolumeError, read_single, write_nifti
+from lsmfm_jax.scale import Scale
+from lsmfm_jax.volumes.read import VolumeError, read_single, write_nifti
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_mask_of_another_shape_and_2d_image(tmp_path):
     write_nifti(tmp_path / "a_0_label.nii.gz", np.zeros((20, 20, 19), np.uint8), like=None)
     (file,) = find_labelled(tmp_path, needs="_label")
     with pytest.raises(LabelledDataError, match=r"\(20, 20, 19\), its image .*\(20, 20, 20\)"):
-        read_segmentation(file, percentiles=(1.0, 99.0))
+        read_segmentation(file, scale=Scale())
     np.save(tmp_path / "flat.npy", np.arange(400).reshape(20, 20))
     with pytest.raises(VolumeError, match=r"flat\.npy"):
         read_single(tmp_path / "flat.npy")
@@ -115,13 +116,13 @@ def test_mask_of_another_shape_and_2d_image(tmp_path):
 def test_a_made_blur_is_scipys_and_its_noise_repeats(folder):
     file = find_labelled(folder)[0]
     quiet = Blur((1.0, 2.0, 3.0), (0.0, 0.0, 0.0), 0.0, seed=1)
-    patch = read_deblurring(file, blur=quiet, percentiles=(1.0, 99.0))
+    patch = read_deblurring(file, blur=quiet, scale=Scale())
     sharp, _ = read_single(file.path)
     wanted = ndimage.gaussian_filter(sharp.astype(np.float32), (1.0, 2.0, 3.0))
     np.testing.assert_allclose(patch.image, wanted, rtol=1e-6)
     assert patch.low == pytest.approx(np.percentile(wanted, 1)) and (patch.target == sharp).all()
     noisy = Blur((1.0, 2.0, 3.0), (0.0, 0.0, 0.0), 2.5, seed=1)
-    first, second = (read_deblurring(file, blur=noisy, percentiles=(1.0, 99.0)).image for _ in range(2))
+    first, second = (read_deblurring(file, blur=noisy, scale=Scale()).image for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert np.std(first - wanted) == pytest.approx(2.5, rel=0.05)
 

@@ -9,7 +9,7 @@ from labelled_toy import write_patches
 from lsmfm_jax.config import defaults
 from lsmfm_jax.convert.importing import import_checkpoint
 from lsmfm_jax.tasks import SETUPS
-from lsmfm_jax.train.initialise import take_over
+from lsmfm_jax.train.initialise import load_matching
 from lsmfm_jax.train.optim import make_optimiser
 from lsmfm_jax.train.run import optimiser_settings
 from lsmfm_jax.train.state import state_of
@@ -55,7 +55,7 @@ def test_all_of_the_backbone_is_taken_by_every_task(imported, patches, tmp_path,
     ((_, params, statistics),) = setup.initial
     wanted = [{part: tree[part] for part in given} for tree, given in zip(shapes, (params, statistics), strict=True)]
     assert list(params) == ["backbone"]
-    _, line = take_over(wanted, [params, statistics], origin="golden")
+    _, line = load_matching(wanted, [params, statistics], origin="golden")
     assert "(100.00 %)" in line and "left as they were" not in line
     if (name, task) in TRACED_ELSEWHERE:
         return

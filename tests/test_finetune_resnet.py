@@ -13,9 +13,9 @@ from lsmfm_jax.cli import main
 from lsmfm_jax.config import ConfigError, defaults, validate
 from lsmfm_jax.convert import resnet as convert
 from lsmfm_jax.convert.torch_files import read_torch_file
-from lsmfm_jax.data.volumes import read_single
 from lsmfm_jax.models.resnet import ResNet18
 from lsmfm_jax.train.weights import read_weights
+from lsmfm_jax.volumes.read import read_single
 
 WIDTHS = (4, 4, 6, 8)
 

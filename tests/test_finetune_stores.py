@@ -5,10 +5,10 @@ import pytest
 from labelled_toy import write_patches
 
 from lsmfm_jax.config import defaults
-from lsmfm_jax.data.ingest import ingest
 from lsmfm_jax.data.labelled import LabelledDataError, find_labelled, with_classes
 from lsmfm_jax.data.labelled_store import find_stored
-from lsmfm_jax.data.store import DamagedPatch, PatchStore
+from lsmfm_jax.store.ingest import ingest
+from lsmfm_jax.store.reader import DamagedPatch, PatchStore
 from lsmfm_jax.tasks.finetune_patches import read_patches
 
 

@@ -1,4 +1,4 @@
-"""Finetuning: what rests stays bit for bit, thawing needs no second program, every task runs on every backbone."""
+"""Finetuning: what is frozen stays bit for bit, thawing needs no second program, every task runs on every backbone."""
 
 import json
 import pathlib
@@ -98,7 +98,7 @@ def _begin(config, folder):
     settings = optimiser_settings(config, setup.steps_per_epoch)
     shapes = jax.eval_shape(setup.task.init, jax.random.key(config.seed))
     optimiser = make_optimiser(shapes[0], setup.rules, settings)
-    step = build_train_step(setup.task, optimiser, seed=config.seed)
+    step = build_train_step(setup.task, optimiser, seed=config.seed, rules=setup.rules)
 
     def start():
         if setup.initial:  # what is not given is drawn here: compiling a whole initialisation takes long
@@ -150,8 +150,8 @@ def test_frozen_is_bitwise_in_parameters_moments_and_statistics(thawing):
             assert not _changed(old["backbone"][part], new["backbone"][part])
         assert _changed(old["backbone"]["up_0"], new["backbone"]["up_0"])
     encoder = first.opt_state.inner_states["encoder"].inner_state.inner
-    resting = last.opt_state.inner_states["encoder"].inner_state.inner
-    assert jax.tree.leaves(encoder) and not _changed(encoder, resting)
+    frozen = last.opt_state.inner_states["encoder"].inner_state.inner
+    assert jax.tree.leaves(encoder) and not _changed(encoder, frozen)
     assert len(_changed(first.params["head"], last.params["head"])) == 2
 
 
@@ -167,8 +167,8 @@ def test_after_the_thaw_everything_trains_in_the_same_program(thawing):
     assert step._cache_size() == 1
 
 
-def test_resting_statistics_are_those_that_normalise(thawing):
-    """While the encoder rests, its maps in training mode are those of evaluation mode."""
+def test_frozen_statistics_are_those_that_normalise(thawing):
+    """While the encoder is frozen, its maps in training mode are those of evaluation mode."""
     setup, _, states, _ = thawing
     parts = setup.task.local.__self__
     state, volume = states[0], jax.random.uniform(jax.random.key(3), (2, 16, 16, 16, 1))
@@ -233,6 +233,29 @@ def test_linear_probe_trains_the_head_alone(patches, pretrained, tmp_path):
     volumes = np.clip((batch["image"] - batch["low"][0]) / (batch["high"][0] - batch["low"][0]), 0, 1)[:1, ..., None]
     probabilities = build_classifier(setup.record)(new.params, new.batch_stats, jnp.asarray(volumes, jnp.float32))
     np.testing.assert_allclose(probabilities[0], outputs["probability"][0], rtol=1e-5)
+
+
+def test_a_frozen_encoder_costs_no_backward_pass_and_its_gradients_count_in_no_norm(patches, pretrained, tmp_path):
+    cost, norms = {}, {}
+    for frozen in (False, True):
+        config = _config("segment", patches, init_from=str(pretrained), **{"encoder.frozen": frozen})
+        setup, step, start, _ = _begin(config, tmp_path / str(frozen))
+        state, batch = start(), next(setup.batches(0))
+        compiled = jax.jit(step).lower(state, batch).compile()
+        new, metrics = compiled(state, batch)
+        cost[frozen], norms[frozen] = compiled.cost_analysis()["flops"], float(metrics["grad_norm"])
+        for part in ENCODER:
+            for tree in ("params", "batch_stats"):
+                old, now = getattr(state, tree)["backbone"][part], getattr(new, tree)["backbone"][part]
+                assert bool(_changed(old, now)) != frozen, (part, tree)
+    # The gradient in the weights costs what the forward pass does, that in the maps once more but for the input's.
+    network = setup.task.local.__self__.network
+    volumes = jnp.zeros((2, 16, 16, 16, 1))
+    encode = jax.jit(lambda params, stats: network.trunk(params, stats, volumes).stages[-1])
+    forward = encode.lower(state.params, state.batch_stats).compile().cost_analysis()["flops"]
+    print(cost, forward)
+    assert cost[False] - cost[True] > 1.2 * forward
+    assert norms[True] < norms[False]
 
 
 def test_deblurring_starts_from_its_input_and_the_deblurrer_keeps_the_scale(patches, tmp_path):
@@ -339,7 +362,7 @@ def test_a_run_goes_to_its_end_and_starts_another(patches, pretrained, tmp_path)
     assert any("reinit_top: 7 parameters" in line for line in lines), lines
     assert any("100.00 %" in line for line in lines)
     record = json.loads((run / "run.json").read_text())
-    assert record["task"] == "segment" and record["scaling"] == {"lower": "1", "upper": "99"}
+    assert record["task"] == "segment" and record["scaling"]["name"] == "percentile"
     assert list((run / "pictures").glob("*.png"))
     weights = read_weights(run)
     assert set(weights.params) == {"backbone", "head"}

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "launch"
-SCRIPTS = ("local.sh", "slurm.sbatch", "tpu_pod.sh", "gke.sh")
+SCRIPTS = ("local.sh", "slurm.sbatch", "tpu_pod.sh", "gke.sh", "predict.sbatch", "predict_gke.sh")
 STORES = "--config.data.stores=('/data/a b',)"
 
 
@@ -44,7 +44,7 @@ def test_shellcheck_has_nothing_to_say(script):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("file", [*SCRIPTS, "gke_jobset.yaml"])
+@pytest.mark.parametrize("file", [*SCRIPTS, "gke_jobset.yaml", "predict_jobset.yaml"])
 def test_each_says_what_must_be_changed(file):
     assert (LAUNCH / file).read_text().count("# CHANGE: ") >= 2
 
@@ -152,3 +152,57 @@ def test_gke_fills_a_job_set(kind):
         assert environment["LSMFM_COORDINATOR"]["value"].startswith("lsmfm-workers-0-0.lsmfm:")
         assert environment["LSMFM_PROCESSES"]["value"] == "4" and "nvidia.com/gpu" in str(container["resources"])
         assert "job-completion-index" in str(environment["LSMFM_PROCESS"])
+
+
+PREDICT = ("--checkpoint", "runs/a b", "/data/brain.ome.zarr", "--out", "/data/it's.ome.zarr", "--minimum-um3", "20")
+
+
+def test_predict_on_slurm_prepares_predicts_in_parts_and_merges():
+    first, parts, last = map(_words, _dry("predict.sbatch", *PREDICT, PARTS="8").splitlines())
+    lsmfm = [".venv/bin/lsmfm", "predict"]
+    common = [*lsmfm, *PREDICT, "--max-ram", "48G"]
+    assert _words(first[first.index("--wrap") + 1]) == [*common, "--prepare", "--part", "1/8"]
+    assert "--array=1-8" in parts and "--dependency=afterok:FIRST" in parts and parts[-len(PREDICT) :] == list(PREDICT)
+    assert parts[-len(PREDICT) - 1].endswith("launch/predict.sbatch")
+    assert _words(last[last.index("--wrap") + 1]) == [*lsmfm, "--merge", "/data/it's.ome.zarr", "--max-ram", "48G"]
+    assert "--dependency=afterok:PARTS" in last
+    # An array task does its part: `echo` in place of the command shows which.
+    done = _dry("predict.sbatch", *PREDICT, PARTS="8", LSMFM="echo")
+    assert done.splitlines()[0].startswith("sbatch")
+    assert "usage" in _dry("predict.sbatch", expect=2)
+    assert "--out RESULT.ome.zarr is missing" in _dry("predict.sbatch", "--checkpoint", "runs/x", expect=2)
+
+
+def test_an_array_task_does_its_part():
+    environment = {
+        **os.environ,
+        "SLURM_ARRAY_TASK_ID": "3",
+        "PARTS": "8",
+        "LSMFM": "echo",
+        "SLURM_SUBMIT_DIR": str(ROOT),
+    }
+    done = subprocess.run(
+        [LAUNCH / "predict.sbatch", *PREDICT], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["predict", *" ".join(PREDICT).split(), "--max-ram", "48G", "--part", "3/8"]
+
+
+def test_predict_on_gke_fills_a_job_set():
+    yaml = pytest.importorskip("yaml")
+    text, command = _dry("predict_gke.sh", *PREDICT, PARTS="8").rstrip().rsplit("\n", 1)
+    assert command == "kubectl apply -f -" and not re.search("@[A-Z]+@", text)
+    jobs = {job["name"]: job for job in yaml.safe_load(text)["spec"]["replicatedJobs"]}
+    assert list(jobs) == ["prepare", "parts", "merge"]
+    assert [job["dependsOn"][0]["name"] for job in list(jobs.values())[1:]] == ["prepare", "parts"]
+    containers = {name: job["template"]["spec"]["template"]["spec"]["containers"][0] for name, job in jobs.items()}
+    common = [*PREDICT, "--max-ram", "18G"]
+    assert containers["prepare"]["command"] == ["lsmfm", "predict"]
+    assert containers["prepare"]["args"] == [*common, "--prepare", "--part", "1/8"]
+    assert containers["merge"]["args"] == ["--merge", "/data/it's.ome.zarr", "--max-ram", "18G"]
+    spec, container = jobs["parts"]["template"]["spec"], containers["parts"]
+    assert spec["completionMode"] == "Indexed" and spec["completions"] == spec["parallelism"] == 8
+    shell = [word.replace("exec lsmfm", "echo") for word in container["command"]]
+    done = subprocess.run(
+        [*shell, *container["args"]], env={**os.environ, "JOB_COMPLETION_INDEX": "2"}, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["predict", *" ".join(common).split(), "--part", "3/8"]

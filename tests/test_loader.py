@@ -13,9 +13,10 @@ from lsmfm_jax.data.loader import (
     make_loader,
     validation_batches,
 )
-from lsmfm_jax.data.manifest import PatchRow
-from lsmfm_jax.data.store import PatchStore
-from lsmfm_jax.data.writer import StoreWriter
+from lsmfm_jax.scale import Scale
+from lsmfm_jax.store.manifest import PatchRow
+from lsmfm_jax.store.reader import PatchStore
+from lsmfm_jax.store.writer import StoreWriter
 
 SIZE = (6, 6, 6)
 
@@ -190,7 +191,7 @@ class WithHoles(PatchStore):
         return made
 
     def read(self, i):
-        from lsmfm_jax.data.store import DamagedPatch
+        from lsmfm_jax.store.reader import DamagedPatch
 
         if i in self.holes:
             raise DamagedPatch(str(self.path), self.rows[i].part, self.rows[i].index, "its bits fell out")
@@ -213,14 +214,14 @@ def test_damaged_patches_are_replaced_the_same_way_everywhere_and_named_once(sto
     assert stream.damaged == {4, 5}
     messages = [record.getMessage() for record in caplog.records]
     assert sum(store.rows[4].id + " " in message and "fell out" in message for message in messages) == 1
-    assert len(messages) == 2
+    assert len(messages) == 2 and all("damaged patch, replaced by another: " in message for message in messages)
 
 
 def test_too_many_damaged_patches_stop_the_stream(store):
     stream = make_loader(
         [WithHoles.of(store, {4, 5})], range(11), batch_size=11, patch_size=SIZE, seed=3, max_bad_frac=0.1
     )
-    with pytest.raises(DamagedDataError, match=r"2 of 11 patches are damaged.*max_bad_frac=0\.1"):
+    with pytest.raises(DamagedDataError, match=r"2 of 11 patches are damaged, more than data\.max_bad_frac=0\.1"):
         next(stream)
     stream.close()
 
@@ -255,7 +256,7 @@ def test_wrong_requests_are_refused_with_a_reason(store):
     with pytest.raises(ValueError, match="empty"):
         make_loader([store], [], **common)
     with pytest.raises(ValueError, match=r"'99\.5' is not recorded for patch0; recorded: 1, 99"):
-        make_loader([store], range(11), upper_percentile="99.5", **common)
+        make_loader([store], range(11), scale=Scale(percentiles=(1.0, 99.5)), **common)
     lacking = TokenTable(TABLE.tokens, TABLE.mask, {"nuclei": [0]})
     with pytest.raises(ValueError, match="no caption for the keys glia, vessels; known keys: nuclei"):
         make_loader([store], range(11), token_table=lacking, **common)

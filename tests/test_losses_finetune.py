@@ -1,5 +1,7 @@
 """The finetuning losses on examples with known answers, and against scikit-learn, scipy and scikit-image."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +33,7 @@ def test_focal_and_cross_entropy_at_logit_zero():
 
 def test_an_empty_truth_gives_a_finite_loss_that_falls_towards_an_empty_prediction():
     target = jnp.zeros((1, 8, 8, 8, 1))
-    loss = jax.value_and_grad(lambda x: segment.dice_focal_loss(x, target, cl_dice_frac=0.3))
+    loss = jax.value_and_grad(lambda x: jnp.mean(segment.segmentation_loss(x, target, cl_dice_frac=0.3)))
     wrong, gradient = loss(jnp.full_like(target, 2.0))
     right, _ = loss(jnp.full_like(target, -40.0))
     assert np.isfinite(gradient).all()
@@ -68,67 +70,64 @@ def test_cl_dice_sees_a_gap_that_dice_hardly_sees():
     assert segment.cl_dice(logits[0], whole)[0] > 0.01 + segment.cl_dice(logits[1], whole)[0]
 
 
-def test_padded_samples_change_neither_losses_nor_gradients():
+@pytest.mark.parametrize("name", ["dice_focal", "dice_ce"])
+def test_the_loss_of_a_sample_does_not_depend_on_others_in_its_batch(name):
     random = np.random.default_rng(1)
-    logits = random.normal(size=(2, 11, 11, 11, 1)).astype(np.float32)
-    target = (random.uniform(size=(2, 11, 11, 11, 1)) > 0.5).astype(np.float32)
-    padded = [np.concatenate([x, np.full_like(x, 0.3)]) for x in (logits, target)]
-    weights = np.array([1, 1, 0, 0])
-    for loss in (
-        segment.dice_focal_loss,
-        segment.dice_cross_entropy_loss,
-        lambda x, y, weights=None: deblur.deblur_loss(x, y, weights=weights)[0],
-    ):
-        step = jax.jit(jax.value_and_grad(loss))
-        value, gradient = step(logits, target)
-        again, gradient_again = step(*padded, weights=weights)
-        assert again == pytest.approx(float(value), rel=1e-6)
-        np.testing.assert_allclose(gradient_again[:2], gradient, atol=1e-8)
-        assert not np.asarray(gradient_again[2:]).any()
+    logits = random.normal(size=(3, 11, 11, 11, 1)).astype(np.float32)
+    target = (random.uniform(size=(3, 11, 11, 11, 1)) > 0.5).astype(np.float32)
+    segmentation = functools.partial(segment.segmentation_loss, name=name, cl_dice_frac=0.2)
+    for loss in (segmentation, lambda x, y: deblur.deblur_terms(x, y)["loss"]):
+        whole, alone = jax.jit(loss)(logits, target), jax.jit(loss)(logits[1:2], target[1:2])
+        np.testing.assert_allclose(whole[1:2], alone, rtol=1e-6)
+        assert len(set(np.asarray(whole).tolist())) == 3
 
 
-def test_a_batch_of_nothing_but_padding_gives_zero():
-    weights = jnp.zeros(3)
-    assert segment.mean_over_samples(jnp.ones(3), weights) == 0.0
-    loss = classify.weighted_cross_entropy(jnp.ones((3, 2)), jnp.zeros(3, jnp.int32), weights=weights)
-    assert loss == 0.0
+def test_classes_that_weigh_nothing_give_a_loss_of_zero():
+    shares = classify.shares_by_class(jnp.array([0.0, 1.0]), jnp.zeros(3, jnp.int32))
+    assert not np.asarray(shares).any()
+
+
+def test_an_unknown_loss_is_refused():
+    volumes = jnp.zeros((1, 4, 4, 4, 1))
+    with pytest.raises(ValueError, match=r"'tversky' is unknown; allowed: dice_focal, dice_ce"):
+        segment.segmentation_loss(volumes, volumes, name="tversky")
 
 
 def test_the_share_of_cl_dice_mixes_and_is_checked():
     random = np.random.default_rng(2)
     logits = jnp.asarray(random.normal(size=(1, 8, 8, 8, 1)), jnp.float32)
     target = jnp.asarray(random.uniform(size=(1, 8, 8, 8, 1)) > 0.5, jnp.float32)
-    base = segment.dice_cross_entropy_loss(logits, target)
+    base = segment.segmentation_loss(logits, target, name="dice_ce")[0]
     lines = segment.cl_dice(logits, target)[0]
-    mixed = segment.dice_cross_entropy_loss(logits, target, cl_dice_frac=0.3)
+    mixed = segment.segmentation_loss(logits, target, name="dice_ce", cl_dice_frac=0.3)[0]
     assert mixed == pytest.approx(0.7 * float(base) + 0.3 * float(lines), rel=1e-6)
     with pytest.raises(ValueError, match=r"cl_dice_frac is 1\.5"):
-        segment.dice_focal_loss(logits, target, cl_dice_frac=1.5)
+        segment.segmentation_loss(logits, target, cl_dice_frac=1.5)
 
 
 def test_half_precision_logits_are_computed_in_float32():
     logits = jnp.full((1, 4, 4, 4, 1), 3.0, jnp.bfloat16)
     target = jnp.ones((1, 4, 4, 4, 1), jnp.bfloat16)
-    loss = segment.dice_focal_loss(logits, target)
+    loss = segment.segmentation_loss(logits, target)[0]
     assert loss.dtype == jnp.float32
-    exact = segment.dice_focal_loss(logits.astype(jnp.float32), target.astype(jnp.float32))
+    exact = segment.segmentation_loss(logits.astype(jnp.float32), target.astype(jnp.float32))[0]
     assert loss == exact
 
 
 def test_deblur_terms_of_a_brightness_offset():
     target = volume(np.random.default_rng(3).uniform(0.1, 0.8, (12, 12, 12)))
-    loss, terms = deblur.deblur_loss(target + 0.1, target)
+    terms = {name: values[0] for name, values in deblur.deblur_terms(target + 0.1, target).items()}
     assert terms["l1"] == pytest.approx(0.1, rel=1e-5)
     # An offset changes neither edges nor detail, at the border of the volume neither.
     assert terms["edge"] == pytest.approx(0, abs=1e-6)
     assert terms["high_frequency"] == pytest.approx(0, abs=1e-6)
-    assert loss == pytest.approx(0.1 + 0.2 * (1 - float(terms["ssim"])), abs=1e-6)
+    assert terms["loss"] == pytest.approx(0.1 + 0.2 * (1 - float(terms["ssim"])), abs=1e-6)
 
 
 def test_deblur_loss_of_equal_volumes_is_zero():
     target = volume(np.random.default_rng(4).uniform(size=(12, 12, 12)))
-    loss, terms = deblur.deblur_loss(target, target)
-    assert loss == pytest.approx(0, abs=1e-6)
+    terms = {name: values[0] for name, values in deblur.deblur_terms(target, target).items()}
+    assert terms["loss"] == pytest.approx(0, abs=1e-6)
     assert terms["ssim"] == pytest.approx(1, abs=1e-6)
 
 
@@ -192,7 +191,7 @@ def test_class_weights_names_what_is_wrong(counts, method, beta, message):
 def test_weighted_cross_entropy_of_two_samples():
     logits = jnp.log(jnp.array([[0.9, 0.1], [0.2, 0.8]]))
     labels = jnp.array([0, 0])
-    loss = classify.weighted_cross_entropy(logits, labels, weights=jnp.array([1.0, 3.0]))
-    assert loss == pytest.approx(-(np.log(0.9) + 3 * np.log(0.2)) / 4, rel=1e-5)
-    weighted = classify.weighted_cross_entropy(logits, jnp.array([0, 1]), weights_of_classes=jnp.array([1.0, 3.0]))
-    assert weighted == pytest.approx(-(np.log(0.9) + 3 * np.log(0.8)) / 4, rel=1e-5)
+    losses = classify.cross_entropy(logits, labels)
+    np.testing.assert_allclose(losses, [-np.log(0.9), -np.log(0.2)], rtol=1e-5)
+    shares = classify.shares_by_class(jnp.array([1.0, 3.0]), jnp.array([0, 1]))
+    np.testing.assert_allclose(shares, [0.25, 0.75], rtol=1e-6)

@@ -9,7 +9,7 @@ from lsmfm_jax import masking
 from lsmfm_jax.masking import apply_mask
 
 # Compiled as a whole: faster here than operation by operation.
-block_mask = jax.jit(masking.block_mask, static_argnames=("grid", "block_sizes", "ratio"))
+block_mask = jax.jit(masking.block_mask, static_argnames=("grid", "block_sizes", "ratio", "rounding"))
 fixed_masks = jax.jit(masking.fixed_masks, static_argnames=("seed", "grid", "block_sizes", "ratio"))
 
 GRID = (16, 8, 24)
@@ -37,6 +37,32 @@ def test_exact_number_of_whole_blocks(size, ratio):
         found = blocks_of(mask, size)
         assert set(np.unique(found)) <= {0.0, 1.0}
         assert found.sum() == max(round(ratio * found.size), 1)
+
+
+@pytest.mark.parametrize(("size", "nearest", "down"), [(8, 154, 153), (16, 19, 19), (32, 2, 2)])
+def test_the_released_code_rounds_down(size, nearest, down):
+    """0.3 of 512 blocks are 153.6; theirs is `int(ratio * blocks)`."""
+    for rounding, wanted in (("nearest", nearest), ("down", down)):
+        settings = {"grid": (64, 64, 64), "block_sizes": (size,), "ratio": 0.3, "rounding": rounding}
+        assert np.asarray(block_mask(keys(1), **settings)).sum() == wanted * size**3
+    assert down == int(0.3 * (64 // size) ** 3)
+
+
+@pytest.mark.parametrize("name", ["unet", "swin_unetr"])
+def test_the_faithful_recipe_masks_as_many_blocks_as_the_released_code(name):
+    """In training, with its traced ratio, after and in the warm-up, and in validation."""
+    from lsmfm_jax.config.load import load_config
+    from lsmfm_jax.tasks.pretrain import pretraining_task
+
+    config = load_config(f"configs/pretrain_{name}.py:faithful")
+    config.augment.probability = 0.0
+    config.mask.block_sizes = (8,)
+    task = pretraining_task(config, None, warmup_steps=5)
+    image = jnp.zeros((1, 64, 64, 64), jnp.uint16)
+    batch = {"image": image, "low": jnp.zeros(1), "high": jnp.ones(1), "sample": jnp.zeros(1, jnp.int32)}
+    prepare = jax.jit(lambda step: task.prepare(batch, jax.random.key(0), step)["mask"].sum())
+    assert [int(prepare(step)) / 512 for step in (0, 5)] == [int(0.05 * 512), int(0.3 * 512)]
+    assert int(jax.jit(task.prepare_validation)(batch)["mask"].sum()) / 512 == 153
 
 
 def test_both_sizes_come_with_equal_chance_and_every_block_is_as_likely():
@@ -97,5 +123,7 @@ def test_bad_settings_are_named():
         block_mask(keys(1), grid=(16, 12, 24), block_sizes=(4, 8), ratio=0.3)
     with pytest.raises(ValueError, match=r"ratio 1\.5 is outside"):
         block_mask(keys(1), grid=GRID, ratio=1.5)
+    with pytest.raises(ValueError, match=r"rounding 'up' is unknown; allowed: nearest, down"):
+        block_mask(keys(1), grid=GRID, ratio=0.3, rounding="up")
     with pytest.raises(ValueError, match="empty"):
         block_mask(keys(1), grid=GRID, block_sizes=(), ratio=0.3)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 from skimage.metrics import hausdorff_distance
-from sklearn.metrics import precision_recall_fscore_support
+from sklearn.metrics import jaccard_score, precision_recall_fscore_support
 
 from lsmfm_jax.metrics import segmentation, topology
 
@@ -24,8 +24,9 @@ def blobs() -> tuple[np.ndarray, np.ndarray]:
 def test_foreground_scores_equal_scikit_learn(blobs):
     prediction, truth = blobs
     precision, recall, f1, _ = precision_recall_fscore_support(truth.ravel(), prediction.ravel(), average="binary")
+    iou = jaccard_score(truth.ravel(), prediction.ravel())
     scores = segmentation.foreground_scores(prediction, truth)
-    assert scores == pytest.approx({"dice": f1, "precision": precision, "recall": recall})
+    assert scores == pytest.approx({"dice": f1, "iou": iou, "precision": precision, "recall": recall})
 
 
 def test_total_dice_paper_of_a_known_case():

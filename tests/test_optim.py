@@ -11,7 +11,9 @@ from lsmfm_jax.train.optim import (
     AdamWSettings,
     Group,
     Rule,
+    RuleError,
     assign_groups,
+    freeze,
     group_table,
     learning_rate_schedule,
     make_optimiser,
@@ -39,13 +41,29 @@ def test_uncovered_parameters_are_named():
         assign_groups(PARAMS, [Rule("^head/", Group("head"))])
 
 
+@pytest.mark.parametrize("other", [Group("x", frozen=True), Group("x", rate_multiplier=0.1), Group("x", thaw_step=3)])
+def test_two_groups_of_one_name_are_refused(other):
+    """They shared the transform of the last: a frozen group then trained, or a rate was that of another."""
+    rules = [Rule("^encoder/", Group("x")), Rule("^head/", other)]
+    field = "frozen" if other.frozen else "rate_multiplier" if other.rate_multiplier != 1 else "thaw_step"
+    for use in (
+        lambda: make_optimiser(PARAMS, rules, AdamWSettings(learning_rate=0.1)),
+        lambda: freeze(PARAMS, rules, jnp.asarray(0)),
+    ):
+        with pytest.raises(RuleError, match=rf"group 'x' is defined twice, with {field} .*name of its own") as refused:
+            use()
+        assert "\n" not in str(refused.value)
+    same = [Rule("^encoder/", Group("x")), Rule("^head/", Group("x"))]
+    assert make_optimiser(PARAMS, same, AdamWSettings(learning_rate=0.1)).init(PARAMS)
+
+
 def test_first_rule_wins():
     groups = assign_groups(PARAMS, [Rule("bias$", Group("biases")), Rule(".", Group("rest"))])
     assert groups["encoder"]["bias"].name == "biases"
     assert groups["encoder"]["kernel"].name == "rest"
 
 
-def test_frozen_group_rests_and_has_no_moments():
+def test_a_frozen_group_stays_as_it_is_and_has_no_moments():
     rules = [Rule("^encoder/", Group("frozen", frozen=True)), Rule("^head/", Group("head"))]
     trail, state = _run(rules, 3)
     np.testing.assert_array_equal(trail[-1]["encoder"]["kernel"], PARAMS["encoder"]["kernel"])
@@ -64,7 +82,7 @@ def test_thaw_at_its_step_without_recompiling():
     np.testing.assert_allclose(trail[0]["head"]["kernel"], 1 - 0.1, rtol=1e-5)
 
 
-def test_moments_rest_before_the_thaw():
+def test_moments_stay_zero_before_the_thaw():
     late = Group("encoder", thaw_step=10)
     _, state = _run([Rule("^encoder/", late), Rule("^head/", Group("head"))], 4)
     inner = state.inner_states["encoder"].inner_state.inner

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from lsmfm_jax.data.phantom import LAYOUTS, blur_counts, gallery, make_phantom, shapes, write_phantoms
-from lsmfm_jax.data.phantom.captions import CAPTIONS
-from lsmfm_jax.data.phantom.optics import Optics, draw_optics, expose
-from lsmfm_jax.data.phantom.structures import KINDS
+from lsmfm_jax.phantom import LAYOUTS, blur_counts, gallery, make_phantom, shapes, write_phantoms
+from lsmfm_jax.phantom.captions import CAPTIONS
+from lsmfm_jax.phantom.optics import Optics, draw_optics, expose
+from lsmfm_jax.phantom.structures import KINDS
 
 SIZE = (40, 44, 48)
 

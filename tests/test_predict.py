@@ -224,7 +224,7 @@ def test_segmentation_of_a_file_is_the_network_on_it(runs, weights, tmp_path, ca
 
     assert main(arguments) == 2
     message = capsys.readouterr().err
-    assert "a_mask.nii.gz and 3 more: there already" in message and "--overwrite" in message
+    assert "a_mask.nii.gz and 4 more: there already; name a new folder with --out, or pass --overwrite" in message
     assert main([*arguments, "--overwrite", "--threshold", "1", "--tta", "--window", "16,16,16"]) == 0
     assert not nibabel.load(out / "a_mask.nii.gz").get_fdata().any()
     assert not list(out.glob("*.tmp"))

@@ -72,5 +72,5 @@ def test_a_launch_without_the_number_of_its_processes_says_which_is_missing(tmp_
         ),
         expect=2,
     )
-    assert "LSMFM_PROCESSES is '2' and LSMFM_PROCESS is ''" in said
+    assert "LSMFM_COORDINATOR is set, but LSMFM_PROCESSES is '2' and LSMFM_PROCESS is ''" in said
     assert "Traceback" not in said

@@ -18,9 +18,9 @@ import pytest
 from tiny_runs import final_state, finish, make_store, metrics, pretraining, start
 from toy import toy_batches
 
-from lsmfm_jax.data.sealed import DamagedFile
 from lsmfm_jax.data.splits import load_split
-from lsmfm_jax.data.store import DamagedPatch, PatchStore
+from lsmfm_jax.files import DamagedFile
+from lsmfm_jax.store.reader import DamagedPatch, PatchStore
 from lsmfm_jax.train.checkpoint import CheckpointError, SaveError, committed_steps, read_part
 from lsmfm_jax.train.fingerprints import combined_fingerprint
 from lsmfm_jax.train.loop import Ending

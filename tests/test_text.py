@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lsmfm_jax.models.text import BertConfig, TextTower, load_text_tower, trainable_text_rules
+from lsmfm_jax.models.text import BertConfig, TextTower, load_text_tower, pooled_tokens, trainable_text_rules
 from lsmfm_jax.models.tiny_bert import build_tiny_bert
 
 CAPTIONS = [
@@ -74,6 +74,33 @@ def test_padding_changes_nothing_when_real_tokens_are_pooled(loaded):
     assert np.abs(everything[1] - padded[1]).max() > 1e-2
     with pytest.raises(ValueError, match="pooling"):
         TextTower(config, pooling="first").apply({"params": params}, *encode(tokenizer, CAPTIONS))
+
+
+def test_captions_padded_to_the_batch_do_not_depend_on_the_longest_of_the_table(loaded):
+    """The released code pads to the captions that are on a device together; a table is padded to its longest."""
+    config, params, tokenizer = loaded
+    tokens, mask = encode(tokenizer, CAPTIONS)
+    assert tokens.shape[1] == int(mask.sum(axis=1).max())
+    wide = [jnp.pad(leaf, ((0, 0), (0, 9))) for leaf in (tokens, mask)]
+    theirs = TextTower(config, pooling="all").apply({"params": params}, tokens, mask)
+    ours = TextTower(config, pooling="batch")
+    np.testing.assert_allclose(ours.apply({"params": params}, *wide), theirs, atol=1e-5)
+    table = TextTower(config, pooling="all").apply({"params": params}, *wide)
+    assert np.abs(np.asarray(table) - np.asarray(theirs)).max() > 1e-2
+    # Samples that are alone on their device are not padded at all.
+    alone = pooled_tokens(wide[1], pooling="batch", group=1)
+    np.testing.assert_array_equal(alone, wide[1])
+    np.testing.assert_allclose(
+        ours.apply({"params": params}, *wide, alone), TextTower(config).apply({"params": params}, *wide), atol=1e-5
+    )
+
+
+def test_padding_goes_up_to_the_longest_of_each_group():
+    real = jnp.asarray([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]], bool)
+    lengths = {1: [2, 1, 3, 4], 2: [2, 2, 4, 4], 4: [4, 4, 4, 4]}
+    for group, wanted in lengths.items():
+        assert pooled_tokens(real, pooling="batch", group=group).sum(axis=1).tolist() == wanted
+    assert pooled_tokens(real, pooling="all", group=2).all()
 
 
 def test_too_long_captions_are_refused(loaded):
@@ -143,7 +170,9 @@ def test_a_hub_name_offline_says_what_to_do(monkeypatch, tmp_path):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="hf download some-lab/some-bert"):
+    with pytest.raises(
+        FileNotFoundError, match=r"is no local directory and could not be fetched.*hf download some-lab/some-bert"
+    ):
         load_text_tower("some-lab/some-bert")
 
 

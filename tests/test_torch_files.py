@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lsmfm_jax.convert.torch_files import TorchFileError, read_torch_file, write_torch_file
-from lsmfm_jax.convert.torch_pickle import TensorRecord
+from lsmfm_jax.convert.torch_records import TensorRecord
 
 STATE = {
     "scale": np.array(2.5, np.float32),

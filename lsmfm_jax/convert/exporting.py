@@ -1,15 +1,17 @@
 """Weights of a run of ours to files that PyTorch loads."""
 
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from lsmfm_jax import files
 from lsmfm_jax.convert import pretraining, resnet, swin_unetr, text_folder, unet
 from lsmfm_jax.convert.importing import NOTE, ConversionError
-from lsmfm_jax.convert.torch_files import write_torch_file
+from lsmfm_jax.convert.torch_files import torch_file_bytes
 from lsmfm_jax.models import BACKBONES
 from lsmfm_jax.models.text import BertConfig
 from lsmfm_jax.train.weights import Weights, read_weights
@@ -54,19 +56,39 @@ def export_run(run: pathlib.Path, out: pathlib.Path, *, layout: str = "monai", t
     if name not in BACKBONES:
         raise ConversionError(f"{run}: a {name!r} has no export; exported are {', '.join(BACKBONES)}")
     if layout == "lightning":
-        files = {out: _lightning_state(run, weights)}
+        states = {out: _lightning_state(run, weights)}
         lines = []
     else:
-        states, lines = _monai_states(weights)
-        files = {_beside(out, part): state for part, state in states.items()}
-    for file in files:
-        if file.exists():
+        parts, lines = _monai_states(weights)
+        states = {_beside(out, part): state for part, state in parts.items()}
+    for file in states:
+        if os.path.lexists(file):
             raise ConversionError(f"{file}: is there already; remove it or name another file with --out")
-    for file, state in files.items():
-        write_torch_file(file, state, metadata=_metadata(run, weights, file, layout))
+    _write_all(
+        {
+            file: torch_file_bytes(file.suffix, state, metadata=_metadata(run, weights, file, layout))
+            for file, state in states.items()
+        }
+    )
+    for file, state in states.items():
         values = sum(value.size for value in state.values())
         lines.insert(0, f"{file}: {len(state)} tensors, {values:,} values, from {weights.origin}")
     return [*lines, *_instructions(weights)]
+
+
+def _write_all(contents: Mapping[pathlib.Path, bytes]) -> None:
+    """All of the files, or none."""
+    written: list[pathlib.Path] = []
+    try:
+        for file, content in contents.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            files.replace_file(file, content)
+            written.append(file)
+    except OSError as error:
+        for made in written:
+            made.unlink(missing_ok=True)
+        reason = error.strerror or error
+        raise ConversionError(f"--out {file}: cannot be written ({reason}); nothing was left there") from error
 
 
 def _beside(out: pathlib.Path, part: str) -> pathlib.Path:

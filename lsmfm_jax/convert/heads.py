@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from lsmfm_jax.convert.convolutional import compare_names
+
 # Positions of the layers inside the released code's `nn.Sequential`s: ours, theirs.
 LIGHT_DECODER = (("conv_0", "decoder.0"), ("conv_1", "decoder.2"), ("conv_2", "decoder.4"))
 IMAGE_PROJECTION = (("dense_0", "2"), ("dense_1", "4"), ("norm", "5"))  # 0 and 1 pool and flatten
@@ -19,9 +21,7 @@ def from_torch(state: Mapping[str, np.ndarray], layers: Layers) -> dict[str, dic
         ValueError: keys are missing or left over; the message names them.
     """
     expected = {f"{theirs}.{leaf}" for _, theirs in layers for leaf in ("weight", "bias")}
-    missing, left_over = sorted(expected - state.keys()), sorted(state.keys() - expected)
-    if missing or left_over:
-        raise ValueError(f"a head's state: missing {missing}, left over {left_over}")
+    compare_names(expected, set(state))
     params: dict[str, dict] = {}
     for ours, theirs in layers:
         weight = np.asarray(state[f"{theirs}.weight"])

@@ -1,29 +1,29 @@
 """Weights from PyTorch files to folders that finetuning, prediction and export take like a run of ours."""
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
-from lsmfm_jax.convert import pretraining, swin_unetr, text_folder, unet
+from lsmfm_jax.convert import checks, pretraining, swin_unetr, text_folder, unet
 from lsmfm_jax.convert.torch_files import TorchFile, read_torch_file
+from lsmfm_jax.errors import LsmfmError
+from lsmfm_jax.files import file_sha256, refuse_foreign, replacing_folder
 from lsmfm_jax.models.text import BertConfig
 from lsmfm_jax.train.weights import write_weights
 
 MERGINGS = ("duplicated", "corrected")
-# What tells where a MONAI network begins in a state dict, whatever module it was wrapped in.
+# The key that shows where a MONAI network begins in a state dict, whatever module it was wrapped in.
 _FIRST_KEY = re.compile(r"(.*?)(?:swinViT\.patch_embed\.proj\.|model\.0\.conv\.unit0\.conv\.)weight$")
 # Our note in the files we export: what tensors do not tell.
 NOTE = "lsmfm_jax"
 
 
-class ConversionError(ValueError):
+class ConversionError(LsmfmError, ValueError):
     """Weights cannot be converted; the message names the file, the reason and what to do."""
 
 
@@ -58,6 +58,7 @@ def import_checkpoint(
     teacher: bool = False,
     merging: str | None = None,
     text_model: pathlib.Path | None = None,
+    text_heads: int | None = None,
 ) -> list[str]:
     """Reads a PyTorch checkpoint and writes it as a folder that `read_weights` and `init_from` take like a run.
 
@@ -68,30 +69,39 @@ def import_checkpoint(
 
     Args:
         file: the checkpoint; nothing in it is run.
-        out: folder to make.
+        out: folder to make; it appears whole or not at all.
         teacher: take the teacher for the backbone in place of the student, which is then left out.
         merging: patch merging of a SwinUNETR, "duplicated" or "corrected"; None: duplicated for checkpoints of
             the released code, as MONAI 1.4.0 had it, corrected for others.
         text_model: Hugging Face directory of the text encoder, for its attention heads and its tokenizer;
             None: the directory of the name in the hyper-parameters, if it lies beside the file.
+        text_heads: attention heads of the text encoder where there is no directory of it. The weights do not
+            tell them; where nothing does, the text encoder is kept but cannot be used, and a line says so.
 
     Returns:
         Lines that tell what was read, the first one the coverage.
 
     Raises:
-        ConversionError: unknown tensors, missing ones, or none of the networks known here.
+        ConversionError: unknown tensors, missing ones, ones that do not fit together, none of the networks known
+            here, or a folder that holds something already.
         TorchFileError: the file is damaged or would need code to be read.
-        FileNotFoundError: no such file.
+        TorchFileMissing: no such file.
     """
-    if (out / "run.json").exists() or (out / "best").exists():
-        raise ConversionError(f"{out}: holds a run already; name a new folder with --out")
-    content = read_torch_file(file)
+    _check_new(out)
     if text_model is not None and not (text_model / "config.json").is_file():
         raise ConversionError(f"--text-model {text_model}: no config.json there; name a Hugging Face BERT directory")
+    if text_heads is not None and text_heads < 1:
+        raise ConversionError(f"--text-heads {text_heads}: give the number of attention heads, at least 1")
+    content = read_torch_file(file)
+    has_text = any(key.startswith(f"{pretraining.TEXT}.") for key in content.state)
+    if not has_text and (text_model or text_heads):
+        option = "--text-heads" if text_heads else "--text-model"
+        raise ConversionError(f"{option}: {file} holds no text encoder ({pretraining.TEXT}. ...); leave it out")
     text_model = text_model or text_folder.beside(file, content.metadata)
+    text = text_folder.TextSource(text_model if has_text else None, text_heads)
     try:
-        state, notes = _as_float32(content.state)
-        found = _read(state, content, merging, text_model)
+        state, notes = checks.as_float32(content.state)
+        found = _read(state, content, merging, text)
     except ValueError as error:
         raise ConversionError(f"{file}: {error}") from error
     if teacher:
@@ -99,45 +109,47 @@ def import_checkpoint(
     record = {
         "task": "pretrain" if found.facts["layout"] == "lightning" else "backbone",
         "architecture": found.architecture,
-        "imported": {"file": file.name, "sha256": _sha256(file), **found.facts},
+        "imported": {"file": file.name, "sha256": file_sha256(file), **found.facts},
     }
     notes = [_coverage(found, state), _describe(found), *notes]
-    out.mkdir(parents=True, exist_ok=True)
-    if found.bert is not None:
-        notes.append(_write_text(out / text_folder.FOLDER, found, text_model))
-    # Last, as run.json is what makes the folder count as a run.
-    write_weights(out, record=record, params=found.params, batch_stats=found.batch_stats, teacher=found.teacher)
+    with replacing_folder(out) as folder:
+        if found.bert is not None:
+            notes.append(_write_text(folder, out / text_folder.FOLDER, found, text.directory))
+        write_weights(folder, record=record, params=found.params, batch_stats=found.batch_stats, teacher=found.teacher)
     return notes + _warnings(found, merging, teacher=teacher)
 
 
+def _check_new(out: pathlib.Path) -> None:
+    """The folder must be new, or empty: an import never adds to what somebody else put there."""
+    if (out / "run.json").exists() or (out / "best").exists():
+        raise ConversionError(f"{out}: holds a run already; name a new folder with --out")
+    refuse_foreign(out, made_by="convert import", flag=False)
+
+
 def _read(
-    state: dict[str, np.ndarray], content: TorchFile, merging: str | None, text_model: pathlib.Path | None
+    state: dict[str, np.ndarray], content: TorchFile, merging: str | None, text: text_folder.TextSource
 ) -> Imported:
     if any(key.startswith(f"{pretraining.STUDENT}.") for key in state):
-        return _read_lightning(state, content, merging, text_model)
+        return _read_lightning(state, content, merging, text)
     return _read_monai(state, content, merging)
 
 
 def _read_lightning(
-    state: dict[str, np.ndarray], content: TorchFile, merging: str | None, text_model: pathlib.Path | None
+    state: dict[str, np.ndarray], content: TorchFile, merging: str | None, text: text_folder.TextSource
 ) -> Imported:
     note = _our_note(content)
-    heads = text_folder.attention_heads(state, note.get("text_heads"))
-    if text_model is not None:
-        heads = BertConfig.from_directory(text_model).num_heads
-    weights = pretraining.from_lightning(
-        state,
-        text_heads=heads or 1,
-        merging=merging or note.get("architecture", {}).get("merging", "duplicated"),
-    )
+    heads = text.heads(note.text_heads)
+    # One head fits every width; the sizes do not depend on their number.
+    weights = pretraining.from_lightning(state, text_heads=heads or 1, merging=merging or note.merging or "duplicated")
+    bert = text.complete(weights.bert) if weights.bert is not None else None
     _same(state, pretraining.to_lightning(weights))
     architecture = {"name": weights.backbone, **weights.architecture}
     architecture = _told_by_hyper_parameters(architecture, content.metadata.get("hyper_parameters"))
     facts: dict[str, Any] = {"layout": "lightning", "batches_tracked": list(weights.batches_tracked)}
     if weights.ema_decay is not None:
         facts["ema_decay"] = float(weights.ema_decay)
-    if weights.bert is not None:
-        facts["text"] = {**dataclasses.asdict(weights.bert), "num_heads": heads}
+    if bert is not None:
+        facts["text"] = {**dataclasses.asdict(bert), "num_heads": heads}
     tensors: dict[str, int] = {}
     for key in state:
         part = key.split(".", 1)[0]
@@ -147,7 +159,7 @@ def _read_lightning(
         params=weights.params,
         batch_stats=weights.batch_stats,
         teacher=weights.teacher,
-        bert=weights.bert,
+        bert=bert,
         heads_known=heads is not None,
         facts=facts,
         tensors=tensors,
@@ -164,20 +176,22 @@ def _read_monai(state: dict[str, np.ndarray], content: TorchFile, merging: str |
             "(student_encoder. ...)"
         )
     prefix = found[1]
-    strange = [key for key in state if not key.startswith(prefix)]
-    if strange:
-        raise ValueError(f"tensors beside the network {prefix!r}: {', '.join(strange[:8])}; save that network alone")
+    others = [key for key in state if not key.startswith(prefix)]
+    if others:
+        raise ValueError(f"tensors beside the network {prefix!r}: {', '.join(others[:8])}; save that network alone")
     plain = {key.removeprefix(prefix): value for key, value in state.items()}
-    note = _our_note(content).get("architecture", {})
+    note = _our_note(content)
     if "swinViT.patch_embed.proj.weight" in plain:
+        sizes = {**swin_unetr.infer_swin_unetr(plain), "merging": merging or note.merging or "corrected"}
+        checks.check_shapes(plain, checks.backbone_shapes("swin_unetr", sizes))
         variables = swin_unetr.from_torch(plain)
-        merging = merging or note.get("merging", "corrected")
-        architecture = {"name": "swin_unetr", **swin_unetr.infer_swin_unetr(plain), "merging": merging}
+        architecture = {"name": "swin_unetr", **sizes}
         tracked, again = 0, swin_unetr.to_torch(variables)
     else:
+        sizes = unet.infer_unet(plain)
+        checks.check_shapes(plain, checks.backbone_shapes("unet", sizes))
         variables = unet.from_torch(plain)
-        architecture = {"name": "unet", **unet.infer_unet(plain)}
-        architecture = _with_strides(architecture, note.get("strides"))
+        architecture = _with_strides({"name": "unet", **sizes}, note.strides)
         counts = {int(value) for key, value in plain.items() if key.endswith(".num_batches_tracked")}
         tracked = counts.pop() if len(counts) == 1 else 0
         again = unet.to_torch(variables, batches_tracked=tracked)
@@ -209,31 +223,33 @@ def _equal(one: np.ndarray, other: np.ndarray) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype and one.tobytes() == other.tobytes()
 
 
-def _as_float32(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Half precision widened, which is exact; the counters of batch norms and indices stay integers."""
-    halves = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
-    widened = [key for key, value in state.items() if value.dtype in halves]
-    wrong = [f"{key} ({value.dtype})" for key, value in state.items() if value.dtype == np.float64]
-    if wrong:
-        raise ValueError(f"tensors that float32 cannot hold: {', '.join(wrong[:4])}; save the network as float32")
-    bad = [key for key, value in state.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
-    if bad:
-        raise ValueError(f"NaN or Inf in {', '.join(bad[:4])}; take an earlier checkpoint of that run")
-    plain = {key: value.astype(np.float32) if value.dtype in halves else value for key, value in state.items()}
-    return plain, [f"{len(widened)} tensors in half precision, widened to float32"] if widened else []
+class _Note(NamedTuple):
+    """What an export of ours wrote beside the tensors, as far as it is needed here."""
+
+    merging: str | None = None
+    strides: Any = None
+    text_heads: int | None = None
 
 
-def _our_note(content: TorchFile) -> dict[str, Any]:
-    """What an export of ours wrote beside the tensors: in the hyper-parameters, or as text in safetensors."""
-    for place in (content.metadata, content.metadata.get("hyper_parameters")):
-        if isinstance(place, Mapping) and NOTE in place:
-            note = place[NOTE]
+def _our_note(content: TorchFile) -> _Note:
+    """Our note in the hyper-parameters, or as text in safetensors."""
+    for source in (content.metadata, content.metadata.get("hyper_parameters")):
+        if isinstance(source, Mapping) and NOTE in source:
+            note = source[NOTE]
             try:
                 note = json.loads(note) if isinstance(note, str) else note
-            except ValueError as error:
-                raise ValueError(f"its note {NOTE!r} is damaged ({error})") from error
-            return note if isinstance(note, dict) else {}
-    return {}
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"its note {NOTE!r} is damaged ({str(error)[:120]})") from error
+            architecture = note.get("architecture", {}) if isinstance(note, Mapping) else None
+            if not isinstance(architecture, Mapping):
+                raise ValueError(f"its note {NOTE!r} is damaged: no dictionary of sizes")
+            merging, heads = architecture.get("merging"), note.get("text_heads")
+            if merging is not None and merging not in MERGINGS:
+                raise ValueError(f"its note {NOTE!r} is damaged: merging is one of {', '.join(MERGINGS)}")
+            if heads is not None and (type(heads) is not int or heads < 1):
+                raise ValueError(f"its note {NOTE!r} is damaged: text_heads is a whole number of at least 1")
+            return _Note(merging, architecture.get("strides"), heads)
+    return _Note()
 
 
 def _told_by_hyper_parameters(architecture: dict[str, Any], hyper: Any) -> dict[str, Any]:
@@ -249,18 +265,22 @@ def _with_strides(architecture: dict[str, Any], given: Any) -> dict[str, Any]:
     if not isinstance(given, list | tuple):
         return architecture
     inferred = architecture["strides"]
-    if len(given) != len(inferred) or any((a == 1) != (b == 1) for a, b in zip(given, inferred, strict=True)):
+    if len(given) != len(inferred) or any(type(stride) is not int or not 1 <= stride <= 64 for stride in given):
+        raise ValueError(f"the strides noted beside the tensors are not {len(inferred)} whole numbers from 1 to 64")
+    if any((a == 1) != (b == 1) for a, b in zip(given, inferred, strict=True)):
         raise ValueError(f"strides {tuple(given)} beside the tensors, which are those of {inferred}")
-    return {**architecture, "strides": tuple(int(stride) for stride in given)}
+    return {**architecture, "strides": tuple(given)}
 
 
-def _write_text(folder: pathlib.Path, found: Imported, text_model: pathlib.Path | None) -> str:
+def _write_text(half: pathlib.Path, final: pathlib.Path, found: Imported, text_model: pathlib.Path | None) -> str:
     if found.heads_known:
         tower = found.params["text_tower"]
-        return text_folder.write_text_model(folder, tower, found.bert, tokenizer_from=text_model)
+        copied = text_folder.write_text_model(half / text_folder.FOLDER, tower, found.bert, tokenizer_from=text_model)
+        return text_folder.describe(final, found.bert, has_tokenizer=copied)
     return (
-        f"text tower {found.bert.hidden_size} wide: its weights do not tell its attention heads, so {folder} is not "
-        "written; import again with --text-model DIR to use its text side (the image side needs nothing)"
+        f"text tower {found.bert.hidden_size} wide: its weights do not tell its attention heads, so {final} is not "
+        "written; import again with --text-model DIR, or --text-heads N (bert-base has 12, the MiniLM models 12), to "
+        "use its text side (the image side needs nothing)"
     )
 
 
@@ -305,8 +325,3 @@ def _warnings(found: Imported, merging: str | None, *, teacher: bool) -> list[st
 def _untouched(stats: Mapping[str, Any]) -> bool:
     flat = unet.flatten(stats)
     return all(np.all(leaf == float(path.endswith("var"))) for path, leaf in flat.items())
-
-
-def _sha256(file: pathlib.Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lsmfm_jax.convert import bert, heads, swin_unetr, unet
+from lsmfm_jax.convert import bert, checks, heads, swin_unetr, unet
+from lsmfm_jax.convert.convolutional import shape_of
 from lsmfm_jax.models.text import BertConfig
 
 STUDENT, TEACHER = "student_encoder", "teacher_encoder"
@@ -55,12 +56,12 @@ def from_lightning(
 
     Args:
         state: the checkpoint's `state_dict`.
-        text_heads: attention heads of the text encoder, which its weights do not tell; None: width / 64.
+        text_heads: attention heads of the text encoder, which its weights do not tell; needed where there is one.
         merging: patch merging of a SwinUNETR, which its weights do not tell; the released ones were trained
             with MONAI 1.4.0, whose merging duplicates two slices.
 
     Raises:
-        ValueError: tensors are missing or left over; the message names them.
+        ValueError: tensors are missing, left over or of shapes that do not fit together; the message names them.
     """
     parts = _split(state)
     known = {STUDENT, TEACHER, TEXT, *SCALARS, *(theirs for theirs, _, _ in HEADS)}
@@ -70,11 +71,16 @@ def from_lightning(
         raise ValueError(f"not a pretraining checkpoint: no tensors of {missing}, left over {left_over}")
     is_swin = any(key.startswith("swinViT.") for key in parts[STUDENT])
     backbone, converter = ("swin_unetr", swin_unetr) if is_swin else ("unet", unet)
-    student, teacher = (_named(name, converter.from_torch, parts[name]) for name in (STUDENT, TEACHER))
     if is_swin:
-        architecture = swin_unetr.infer_swin_unetr(parts[STUDENT]) | {"merging": merging}
+        architecture = _named(STUDENT, swin_unetr.infer_swin_unetr, parts[STUDENT]) | {"merging": merging}
     else:
-        architecture = unet.infer_unet(parts[STUDENT])
+        architecture = _named(STUDENT, unet.infer_unet, parts[STUDENT])
+    sizes = (
+        _named(TEXT, lambda part: bert.infer_bert(part, num_heads=text_heads), parts[TEXT]) if TEXT in parts else None
+    )
+    for name, shapes in _expected_shapes(state, parts, backbone, architecture, sizes).items():
+        _named(name, checks.check_shapes, parts[name], shapes)
+    student, teacher = (_named(name, converter.from_torch, parts[name]) for name in (STUDENT, TEACHER))
 
     params: dict[str, Any] = {"backbone": student["params"]}
     for theirs, ours, layers in HEADS:
@@ -90,7 +96,7 @@ def from_lightning(
         params=params,
         batch_stats={"backbone": student["batch_stats"]},
         teacher={"params": teacher["params"], "batch_stats": teacher["batch_stats"]},
-        bert=bert.infer_bert(parts[TEXT], num_heads=text_heads) if TEXT in parts else None,
+        bert=sizes,
         ema_decay=np.asarray(state["ema_decay"]) if "ema_decay" in state else None,
         batches_tracked=(_batches_tracked(parts[STUDENT]), _batches_tracked(parts[TEACHER])),
     )
@@ -136,6 +142,32 @@ def _split(state: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
     return parts
 
 
+def _expected_shapes(
+    state: Mapping[str, np.ndarray],
+    parts: Mapping[str, Mapping[str, np.ndarray]],
+    backbone: str,
+    architecture: dict[str, Any],
+    sizes: BertConfig | None,
+) -> dict[str, checks.Shapes]:
+    """Shapes of each module's tensors, from the sizes of the networks and the width of the embeddings."""
+    for scalar in SCALARS:
+        if scalar in state:
+            shape_of(state, scalar, rank=0)
+    network = _named(STUDENT, checks.backbone_shapes, backbone, architecture)
+    decoder, image, text = (layers for _, _, layers in HEADS)
+    shapes = {STUDENT: network, TEACHER: network}
+    shapes["reconstruction_head"] = checks.decoder_shapes(decoder, architecture["out_channels"])
+    # The projections take the means of the dense features and of the caption's hidden states.
+    if "image_proj" in parts:
+        width = shape_of(state, f"image_proj.{image[0][1]}.weight", rank=2)[0]
+        shapes["image_proj"] = checks.projection_shapes(image, architecture["out_channels"], width)
+        if "text_proj" in parts and sizes is not None:
+            shapes["text_proj"] = checks.projection_shapes(text, sizes.hidden_size, width)
+    if sizes is not None:
+        shapes[TEXT] = bert.expected_shapes(sizes)
+    return shapes
+
+
 def _batches_tracked(state: Mapping[str, np.ndarray]) -> int:
     counts = {int(value) for key, value in state.items() if key.endswith(".num_batches_tracked")}
     if len(counts) > 1:
@@ -143,7 +175,7 @@ def _batches_tracked(state: Mapping[str, np.ndarray]) -> int:
     return counts.pop() if counts else 0
 
 
-def _named(module: str, convert: Any, *arguments: Any) -> dict[str, Any]:
+def _named(module: str, convert: Any, *arguments: Any) -> Any:
     """Convert a module, and say which one it was where that fails."""
     try:
         return convert(*arguments)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lsmfm_jax.convert.convolutional import Entry, conv_entries, flatten, gather, scatter
+from lsmfm_jax.convert.convolutional import Entry, conv_entries, flatten, gather, scatter, shape_of
 from lsmfm_jax.models.window_attention import relative_position_index
 
 NETWORK = "SwinUNETR"
@@ -20,19 +20,20 @@ def infer_swin_unetr(state: Mapping[str, np.ndarray]) -> dict[str, object]:
     Raises:
         ValueError: the state is not a Swin UNETR's.
     """
+    keys = [f"swinViT.layers{i + 1}.0.blocks.0.attn.relative_position_bias_table" for i in range(4)]
     try:
-        tables = [state[f"swinViT.layers{i + 1}.0.blocks.0.attn.relative_position_bias_table"].shape for i in range(4)]
-        feature_size = int(state["swinViT.patch_embed.proj.weight"].shape[0])
-        out_channels = int(state[OUT].shape[0])
-    except KeyError as error:
-        raise ValueError(f"not the state dict of a MONAI SwinUNETR: no tensor {error}") from error
+        tables = [shape_of(state, key, rank=2) for key in keys]
+        feature_size = shape_of(state, "swinViT.patch_embed.proj.weight", rank=5)[0]
+        out_channels = shape_of(state, OUT, rank=5)[0]
+    except ValueError as error:
+        raise ValueError(f"not the state dict of a MONAI SwinUNETR: {error}") from error
     blocks = [re.match(r"swinViT\.layers(\d)\.0\.blocks\.(\d+)\.norm1\.weight$", key) for key in state]
     stages = [int(found[1]) for found in blocks if found]
     return {
         "out_channels": out_channels,
         "feature_size": feature_size,
         "depths": tuple(stages.count(i + 1) for i in range(4)),
-        "num_heads": tuple(int(shape[1]) for shape in tables),
+        "num_heads": tuple(shape[1] for shape in tables),
         "window": _window(tables[0][0]),
     }
 
@@ -44,11 +45,17 @@ def from_torch(state: Mapping[str, np.ndarray]) -> dict[str, dict]:
         ValueError: keys are missing or left over, or a relative position index is not the one we compute.
     """
     known = infer_swin_unetr(state)
-    depths, index = known["depths"], relative_position_index(known["window"])
+    depths, window = known["depths"], known["window"]
     tensors = dict(state)
-    for key in _index_keys(depths):
-        if not np.array_equal(tensors.pop(key, None), index):
-            raise ValueError(f"{key} is missing, or not the relative position index of a window of {known['window']}")
+    indices = {key: tensors.pop(key, np.empty(0)) for key in _index_keys(depths)}
+    # Compared before the index is made: of a wide window it is large.
+    wrong = [key for key, value in indices.items() if value.shape != (window**3, window**3)]
+    index = None if wrong else relative_position_index(window)
+    wrong = wrong or [key for key, value in indices.items() if not np.array_equal(value, index)]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is missing, or not the relative position index of a window of {window}")
+    if tensors[OUT].shape[2:] != (1, 1, 1):
+        raise ValueError(f"{OUT} has shape {tensors[OUT].shape}; its last three axes must be 1")
     tensors[OUT] = tensors[OUT][:, :, 0, 0, 0]
     return gather(tensors, _entries(depths), network=NETWORK)
 
@@ -59,15 +66,24 @@ def to_torch(variables: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
     Raises:
         ValueError: parameters are missing or left over.
     """
-    flat = flatten(variables["params"])
-    blocks = [re.match(r"transformer/stage_(\d)/block_\d+/norm1/scale$", path) for path in flat]
-    stages = [int(found[1]) for found in blocks if found]
-    depths = tuple(stages.count(i) for i in range(4))
+    depths = _depths(variables)
     state = scatter(variables, _entries(depths), network=NETWORK, batches_tracked=0)
     state[OUT] = state[OUT][..., None, None, None]
     rows = state["swinViT.layers1.0.blocks.0.attn.relative_position_bias_table"].shape[0]
     index = relative_position_index(_window(rows)).astype(np.int64)
     return state | {key: index.copy() for key in _index_keys(depths)}
+
+
+def entries_of(variables: Mapping[str, Mapping]) -> list[Entry]:
+    """List the tensors of our variables, or of their shapes and dtypes; position indices are none of them."""
+    return _entries(_depths(variables))
+
+
+def _depths(variables: Mapping[str, Mapping]) -> tuple[int, ...]:
+    flat = flatten(variables["params"])
+    blocks = [re.match(r"transformer/stage_(\d)/block_\d+/norm1/scale$", path) for path in flat]
+    stages = [int(found[1]) for found in blocks if found]
+    return tuple(stages.count(i) for i in range(4))
 
 
 def _window(rows: int) -> int:

@@ -1,16 +1,16 @@
 """The text model that belongs to a checkpoint: found beside it, and written as a Hugging Face directory."""
 
+import dataclasses
 import json
 import pathlib
 import re
-import shutil
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from lsmfm_jax.convert import bert, pretraining
+from lsmfm_jax.convert import bert
+from lsmfm_jax.files import replace_file, replace_text
 from lsmfm_jax.models.text import BertConfig
 
 FOLDER = "text"
@@ -19,17 +19,49 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-def attention_heads(state: Mapping[str, np.ndarray], noted: int | None) -> int | None:
-    """Heads of a checkpoint's text encoder: as noted, or 64 channels each as every published BERT has.
+class TextSource(NamedTuple):
+    """Where the facts that a text encoder's weights do not tell come from.
 
-    None where neither tells.
+    Attributes:
+        directory: its Hugging Face directory, or None.
+        given_heads: its attention heads as a person gave them, or None.
     """
-    if noted is not None:
-        return noted
-    words = state.get(f"{pretraining.TEXT}.embeddings.word_embeddings.weight")
-    if words is None or words.ndim != 2 or words.shape[1] % 64:
-        return None
-    return words.shape[1] // 64
+
+    directory: pathlib.Path | None
+    given_heads: int | None
+
+    def heads(self, noted: int | None) -> int | None:
+        """Attention heads: of the directory, as given, or as noted in the file; None where nothing tells them.
+
+        Raises:
+            ValueError: the directory and the person differ, or the directory holds no BERT.
+        """
+        if self.directory is None:
+            return self.given_heads or noted
+        heads = BertConfig.from_directory(self.directory).num_heads
+        if self.given_heads not in (None, heads):
+            raise ValueError(
+                f"--text-heads {self.given_heads}, but {self.directory} has {heads}; leave one of them out"
+            )
+        return heads
+
+    def complete(self, sizes: BertConfig) -> BertConfig:
+        """Sizes of the weights, completed from the directory.
+
+        Raises:
+            ValueError: the directory is that of another BERT; the message has the sizes that differ.
+        """
+        if self.directory is None:
+            return sizes
+        told = BertConfig.from_directory(self.directory)
+        # The smallest constant and the padding token are in no tensor.
+        free = ("layer_norm_epsilon", "pad_token", "num_heads")
+        own, other = dataclasses.asdict(sizes), dataclasses.asdict(told)
+        wrong = [f"{key} {other[key]} where the file has {own[key]}" for key in own if own[key] != other[key]]
+        wrong = [text for text in wrong if not text.startswith(free)]
+        if wrong:
+            raise ValueError(f"{self.directory} is not the text encoder's directory: {'; '.join(wrong)}")
+        return told
 
 
 def beside(file: pathlib.Path, metadata: Mapping[str, Any]) -> pathlib.Path | None:
@@ -46,8 +78,8 @@ def beside(file: pathlib.Path, metadata: Mapping[str, Any]) -> pathlib.Path | No
 
 def write_text_model(
     folder: pathlib.Path, params: Mapping[str, Any], sizes: BertConfig, *, tokenizer_from: pathlib.Path | None
-) -> str:
-    """Writes a text tower as a Hugging Face directory, and tells in a line whether it has a tokenizer."""
+) -> bool:
+    """Writes a text tower as a Hugging Face directory; returns whether a tokenizer could be copied into it."""
     folder.mkdir(exist_ok=True)
     config = {
         "architectures": ["BertModel"],
@@ -63,14 +95,19 @@ def write_text_model(
         "layer_norm_eps": sizes.layer_norm_epsilon,
         "pad_token_id": sizes.pad_token,
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file(bert.to_torch({"params": params}), folder / "model.safetensors", metadata={"format": "pt"})
+    replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    replace_file(folder / "model.safetensors", save(bert.to_torch({"params": params}), metadata={"format": "pt"}))
     copied = [name for name in _TOKENIZER_FILES if tokenizer_from and (tokenizer_from / name).is_file()]
     for name in copied:
-        shutil.copyfile(tokenizer_from / name, folder / name)
-    if copied:
-        return f"text tower and tokenizer in {folder}; text.source takes that folder"
+        replace_file(folder / name, (tokenizer_from / name).read_bytes())
+    return bool(copied)
+
+
+def describe(folder: pathlib.Path, sizes: BertConfig, *, has_tokenizer: bool) -> str:
+    """A line on the text tower that lies in a folder."""
+    if has_tokenizer:
+        return f"text tower and tokenizer in {folder}, {sizes.num_heads} attention heads; text.source takes that folder"
     return (
-        f"text tower in {folder}, without a tokenizer, which the checkpoint does not hold: copy vocab.txt and "
-        "tokenizer_config.json of the text model there, or import again with --text-model DIR"
+        f"text tower in {folder}, {sizes.num_heads} attention heads, without a tokenizer, which the checkpoint lacks: "
+        "copy vocab.txt and tokenizer_config.json of the text model there, or import again with --text-model DIR"
     )

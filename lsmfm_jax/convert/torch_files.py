@@ -1,7 +1,9 @@
 """Read and write PyTorch checkpoints (.ckpt, .pt, .pth) and safetensors files, without PyTorch."""
 
+import io
 import math
 import os
+import struct
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,21 +14,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file as load_safetensors
 from safetensors.numpy import save as dump_safetensors
 
-from lsmfm_jax.convert.torch_pickle import (
-    STORAGE_NAMES,
-    StorageRecord,
-    TensorRecord,
-    TorchFileError,
-    read_pickle,
-)
+from lsmfm_jax import files
+from lsmfm_jax.convert.torch_pickle import read_pickle
 from lsmfm_jax.convert.torch_pickle_write import write_pickle
+from lsmfm_jax.convert.torch_records import STORAGE_NAMES, StorageRecord, TensorRecord, TorchFileError
 
-__all__ = ["TorchFile", "TorchFileError", "read_torch_file", "write_torch_file"]
+__all__ = ["TorchFile", "TorchFileError", "TorchFileMissing", "read_torch_file", "torch_file_bytes", "write_torch_file"]
 
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 _ALIGNMENT = 64
-_EXPANDED_LIMIT_BYTES = 1 << 30
+# Tensors may share values (tied weights, views): together they are at most so many times the file, and 64 MiB.
+_MOST_TIMES_THE_FILE = 4
+_EXPANDED_ALLOWANCE_BYTES = 64 << 20
 _METADATA_DEPTH = 64
+_LONGEST_NAME = 500
+
+
+class TorchFileMissing(TorchFileError, FileNotFoundError):
+    """There is no such file."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,12 @@ class TorchFile:
 class _Archive:
     """An open torch zip archive: finds entries under its one root folder and reads each storage once."""
 
-    def __init__(self, archive: zipfile.ZipFile) -> None:
+    def __init__(self, archive: zipfile.ZipFile, size_bytes: int) -> None:
         self.archive = archive
+        entries = sum(info.file_size for info in archive.infolist())
+        if entries > size_bytes:
+            raise TorchFileError(f"its entries announce {entries:,} bytes, more than the {size_bytes:,} of the file")
+        self.expandable_bytes = _MOST_TIMES_THE_FILE * size_bytes + _EXPANDED_ALLOWANCE_BYTES
         names = archive.namelist()
         if len(set(names)) != len(names):
             raise TorchFileError("two entries of the archive have the same name")
@@ -83,29 +92,42 @@ class _Archive:
     def tensor(self, record: TensorRecord) -> np.ndarray:
         """A writable, contiguous copy of one tensor in its own dtype and native byte order."""
         dtype = record.storage.dtype
-        size_bytes = math.prod(record.shape) * dtype.itemsize
-        if size_bytes > max(_EXPANDED_LIMIT_BYTES, record.storage.elements * dtype.itemsize):
-            raise TorchFileError(f"a tensor of shape {record.shape} is expanded to {size_bytes} bytes")
+        self.expandable_bytes -= math.prod(record.shape) * dtype.itemsize
+        if self.expandable_bytes < 0:
+            raise TorchFileError(
+                f"its tensors, up to one of shape {record.shape}, are expanded to more than {_MOST_TIMES_THE_FILE} "
+                "times the bytes that the file holds; save them contiguous, without expand()"
+            )
         words = self.storage(record.storage).view(np.dtype(f"u{dtype.itemsize}"))
-        if self.swap:
-            words = words.byteswap()
         values = np.zeros(record.shape, words.dtype)
         if values.size:
             steps = tuple(stride * dtype.itemsize for stride in record.strides)
             values[...] = np.lib.stride_tricks.as_strided(words[record.offset :], record.shape, steps, writeable=False)
+        values = values.byteswap() if self.swap else values
         return values.view(dtype) if dtype != np.bool_ else values != 0
 
-    def plain(self, value: Any, depth: int = 0) -> Any:
-        """Metadata with its one-element tensors read."""
-        if depth > _METADATA_DEPTH:
-            raise TorchFileError(f"its metadata is nested more than {_METADATA_DEPTH} deep, or holds itself")
+    def plain(self, value: Any) -> Any:
+        """Metadata with its one-element tensors read; what is shared in it stays shared."""
+        return self._plain(value, 0, {})[0]
+
+    def _plain(self, value: Any, depth: int, done: dict[int, tuple[Any, int]]) -> tuple[Any, int]:
+        """A value and the depth of its nesting. Each container is walked once, however often it is shared."""
         if isinstance(value, TensorRecord):
-            return self.tensor(value) if math.prod(value.shape) == 1 else value
-        if type(value) is dict:
-            return {key: self.plain(item, depth + 1) for key, item in value.items()}
-        if type(value) in (list, tuple):
-            return type(value)(self.plain(item, depth + 1) for item in value)
-        return value
+            return (self.tensor(value) if math.prod(value.shape) == 1 else value), 0
+        if type(value) not in (dict, list, tuple):
+            return value, 0
+        if id(value) not in done:
+            if depth > _METADATA_DEPTH:
+                raise TorchFileError(f"its metadata is nested more than {_METADATA_DEPTH} deep, or holds itself")
+            items = value.values() if type(value) is dict else value
+            parts = [self._plain(item, depth + 1, done) for item in items]
+            plain = [part for part, _ in parts]
+            plain = dict(zip(value, plain, strict=True)) if type(value) is dict else type(value)(plain)
+            done[id(value)] = plain, 1 + max((height for _, height in parts), default=0)
+        found = done[id(value)]
+        if depth + found[1] > _METADATA_DEPTH + 1:
+            raise TorchFileError(f"its metadata is nested more than {_METADATA_DEPTH} deep, or holds itself")
+        return found
 
 
 def _split(content: Any) -> tuple[dict[str, TensorRecord], dict[str, Any]]:
@@ -131,7 +153,7 @@ def _split(content: Any) -> tuple[dict[str, TensorRecord], dict[str, Any]]:
 
 def _read_zip(path: Path) -> TorchFile:
     with zipfile.ZipFile(path) as archive:
-        opened = _Archive(archive)
+        opened = _Archive(archive, path.stat().st_size)
         state, rest = _split(read_pickle(opened.read("data.pkl")))
         return TorchFile({name: opened.tensor(record) for name, record in state.items()}, opened.plain(rest))
 
@@ -154,6 +176,14 @@ def _not_a_zip(path: Path) -> str:
     return "it is not a torch checkpoint (a zip archive written by torch.save)"
 
 
+def _check_names(content: TorchFile) -> TorchFile:
+    """Names of tensors end up in messages and paths: short, and without line ends."""
+    for name in content.state:
+        if not name.isprintable() or len(name) > _LONGEST_NAME:
+            raise TorchFileError(f"a tensor's name is {name[:40]!r}...: longer than {_LONGEST_NAME} or not printable")
+    return content
+
+
 def read_torch_file(path: str | os.PathLike[str]) -> TorchFile:
     """Read a checkpoint written by `torch.save` (zip format), or a `.safetensors` file, as numpy arrays.
 
@@ -162,28 +192,40 @@ def read_torch_file(path: str | os.PathLike[str]) -> TorchFile:
 
     Raises:
         TorchFileError: damaged, truncated, unknown layout, or in need of code; names the file and the reason.
-        FileNotFoundError: no such file.
+        TorchFileMissing: no such file; it is a FileNotFoundError too.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint file at {path}")
+        raise TorchFileMissing(f"no checkpoint file at {path}")
     try:
         if path.suffix == ".safetensors":
-            return _read_safetensors(path)
+            return _check_names(_read_safetensors(path))
         if not zipfile.is_zipfile(path):
             raise TorchFileError(_not_a_zip(path))
-        return _read_zip(path)
+        return _check_names(_read_zip(path))
     except TorchFileError as error:
         raise TorchFileError(f"{path}: cannot be read: {error}") from error
+    except MemoryError as error:
+        raise TorchFileError(f"{path}: there is not enough memory to read it") from error
+    # What a damaged archive makes the libraries raise, found by changing bytes of good ones.
     except (
         zipfile.BadZipFile,
-        NotImplementedError,
-        EOFError,
-        KeyError,
-        ValueError,
+        struct.error,
         SafetensorError,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        ArithmeticError,
+        TypeError,
+        ValueError,
+        OSError,
     ) as error:
-        raise TorchFileError(f"{path}: damaged ({error}); copy or download it again") from error
+        raise TorchFileError(f"{path}: damaged ({_one_line(error)}); copy or download it again") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _records(state: dict[str, np.ndarray]) -> tuple[dict[str, TensorRecord], list[np.ndarray]]:
@@ -208,7 +250,8 @@ def _little_endian(array: np.ndarray) -> bytes:
     return words.astype(words.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-def _write_zip(file: Any, pickled: bytes, arrays: list[np.ndarray]) -> None:
+def _zip_bytes(pickled: bytes, arrays: list[np.ndarray]) -> bytes:
+    file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
 
         def add(name: str, data: bytes) -> None:
@@ -224,37 +267,34 @@ def _write_zip(file: Any, pickled: bytes, arrays: list[np.ndarray]) -> None:
         for key, array in enumerate(arrays):
             add(f"data/{key}", _little_endian(array))
         add("version", b"3\n")
+    return file.getvalue()
+
+
+def torch_file_bytes(suffix: str, state: dict[str, np.ndarray], *, metadata: dict[str, Any] | None = None) -> bytes:
+    """Arrays as the bytes of a checkpoint that `torch.load(weights_only=True)` reads, or of a `.safetensors` file.
+
+    Without `metadata` the file is a plain state_dict; with it, `{**metadata, "state_dict": state}` as
+    Lightning has it (in safetensors the metadata must be strings).
+
+    Raises:
+        TypeError: a dtype or a metadata value that the format cannot hold; names it.
+    """
+    if suffix == ".safetensors":
+        # Tied names would lose their tie on the way back anyway; the format wants separate contiguous arrays.
+        return dump_safetensors({name: np.array(array, order="C") for name, array in state.items()}, metadata)
+    records, arrays = _records(state)
+    return _zip_bytes(write_pickle(records if metadata is None else {**metadata, "state_dict": records}), arrays)
 
 
 def write_torch_file(
     path: str | os.PathLike[str], state: dict[str, np.ndarray], *, metadata: dict[str, Any] | None = None
 ) -> None:
-    """Write arrays as a checkpoint that `torch.load(weights_only=True)` reads, or as `.safetensors`.
-
-    Without `metadata` the file is a plain state_dict; with it, `{**metadata, "state_dict": state}` as
-    Lightning has it (in safetensors the metadata must be strings). The file appears whole or not at all.
+    """Write arrays as `torch_file_bytes` has them; the file appears whole or not at all, in place of an old one.
 
     Raises:
         TypeError: a dtype or a metadata value that the format cannot hold; names it.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        # Tied names would lose their tie on the way back anyway; the format wants separate contiguous arrays.
-        whole = dump_safetensors({name: np.array(array, order="C") for name, array in state.items()}, metadata)
-    else:
-        records, arrays = _records(state)
-        pickled = write_pickle(records if metadata is None else {**metadata, "state_dict": records})
+    content = torch_file_bytes(path.suffix, state, metadata=metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("wb") as file:
-            if path.suffix == ".safetensors":
-                file.write(whole)
-            else:
-                _write_zip(file, pickled, arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    files.replace_file(path, content)

@@ -1,235 +1,30 @@
-"""The pickle dialect of torch files, read as plain data: nothing is imported and nothing is called.
+"""The pickle dialect of torch files, read as plain data: nothing is imported, nothing is called, work is bounded.
 
-Python's own unpickler is not used, because a pickle is a program and sandboxing its interpreter is a losing
-game. Here a small interpreter knows the instructions that `torch.save` emits and a closed table of names; any
-other instruction or name is an error.
+Python's own unpickler is not used. Nine bytes make it take 4 GB (a memo index), a key of nested tuples stops the
+process with a segmentation fault or hashes for ever, and both happen below any `find_class`; finding them before
+takes the same walk over the instructions as reading them. So this walk is the reading: it knows the instructions
+that `torch.save` emits and a closed table of names, and any other is an error.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pickletools import genops
 from typing import Any
 
-import ml_dtypes
-import numpy as np
+from lsmfm_jax.convert.torch_records import (
+    TorchFileError,
+    as_set,
+    call,
+    find_name,
+    find_storage,
+    set_item,
+    with_state,
+)
 
-
-class TorchFileError(ValueError):
-    """A torch file is damaged, of an unknown format, or would need code to be read."""
-
-
-STORAGE_DTYPES: dict[str, np.dtype] = {
-    "FloatStorage": np.dtype(np.float32),
-    "DoubleStorage": np.dtype(np.float64),
-    "HalfStorage": np.dtype(np.float16),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "LongStorage": np.dtype(np.int64),
-    "IntStorage": np.dtype(np.int32),
-    "ShortStorage": np.dtype(np.int16),
-    "CharStorage": np.dtype(np.int8),
-    "ByteStorage": np.dtype(np.uint8),
-    "BoolStorage": np.dtype(np.bool_),
-}
-STORAGE_NAMES = {dtype: name for name, dtype in STORAGE_DTYPES.items()}
-
-
-@dataclass(frozen=True)
-class StorageRecord:
-    """A storage that the pickle refers to: `elements` values of `dtype` in the archive entry `data/<key>`."""
-
-    key: str
-    dtype: np.dtype
-    elements: int
-
-
-@dataclass(frozen=True)
-class TensorRecord:
-    """A tensor that the pickle describes: where its values lie, not the values themselves."""
-
-    storage: StorageRecord
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Name:
-    """A name out of the closed table; it stands for itself and is never looked up."""
-
-    module: str
-    name: str
-
-
-@dataclass(frozen=True)
-class _NumpyDtype:
-    """The dtype of a pickled numpy scalar."""
-
-    code: str
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _counts(value: object, what: str) -> tuple[int, ...]:
-    if type(value) is not tuple or not all(_is_count(item) for item in value):
-        raise TorchFileError(f"a tensor's {what} is not a tuple of non-negative integers")
-    return value
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> TensorRecord:
-    """Check one `_rebuild_tensor_v2` record against its storage's bounds."""
-    if not isinstance(storage, StorageRecord) or not _is_count(offset):
-        raise TorchFileError("a tensor without a storage or with a bad offset")
-    shape, strides = _counts(shape, "shape"), _counts(strides, "strides")
-    if len(shape) != len(strides) or len(shape) > 32:
-        raise TorchFileError(f"a tensor of shape {shape} has strides {strides}")
-    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if 0 not in shape and last >= storage.elements:
-        raise TorchFileError(
-            f"a tensor of shape {shape}, strides {strides} and offset {offset} reaches outside its storage "
-            f"{storage.key!r} of {storage.elements} elements"
-        )
-    return TensorRecord(storage, offset, shape, strides)
-
-
-def _parameter(data: Any, *_: Any) -> TensorRecord:
-    if not isinstance(data, TensorRecord):
-        raise TorchFileError("a parameter that holds no tensor")
-    return data
-
-
-def _pairs(*items: Any) -> dict:
-    """An ordered dictionary: empty, or a list of pairs."""
-    found: dict = {}
-    if len(items) > 1 or (items and type(items[0]) not in (list, tuple, dict)):
-        raise TorchFileError("a dictionary made of something that is not a list of pairs")
-    pairs = items[0].items() if items and type(items[0]) is dict else (items[0] if items else ())
-    for pair in pairs:
-        if type(pair) not in (list, tuple) or len(pair) != 2:
-            raise TorchFileError("a dictionary made of something that is not a list of pairs")
-        _set_item(found, pair[0], pair[1])
-    return found
-
-
-def _size(values: Any = ()) -> tuple[int, ...]:
-    return _counts(tuple(values) if type(values) in (list, tuple) else values, "size")
-
-
-def _set(values: Any = ()) -> set:
-    if type(values) not in (list, tuple) or not all(_is_key(value) for value in values):
-        raise TorchFileError("a set of something else than numbers and strings")
-    return set(values)
-
-
-def _device(kind: Any, index: Any = None) -> str:
-    return f"{kind!s}" if index is None else f"{kind!s}:{index!s}"
-
-
-def _path(*parts: Any) -> str:
-    return "/".join(str(part) for part in parts).replace("//", "/")
-
-
-def _bytes_from_text(text: Any, encoding: Any) -> bytes:
-    if type(text) is not str or encoding != "latin1":
-        raise TorchFileError("bytes in an unknown encoding")
-    return text.encode("latin1")
-
-
-def _numpy_dtype(code: Any, *_: Any) -> _NumpyDtype:
-    if type(code) is not str or code.lstrip("<>=|") not in {
-        f"{kind}{size}" for kind, sizes in (("b", "1"), ("i", "1248"), ("u", "1248"), ("f", "248")) for size in sizes
-    }:
-        raise TorchFileError(f"a numpy value of dtype {str(code)[:40]!r}: only booleans, integers and floats are read")
-    return _NumpyDtype(code)
-
-
-def _numpy_scalar(dtype: Any, data: Any) -> np.generic:
-    if not isinstance(dtype, _NumpyDtype) or type(data) is not bytes:
-        raise TorchFileError("a numpy scalar without dtype or bytes")
-    wanted = np.dtype(dtype.code)
-    if len(data) != wanted.itemsize:
-        raise TorchFileError(f"a numpy scalar of {wanted} with {len(data)} bytes")
-    return np.frombuffer(data, wanted)[0]
-
-
-_CALLS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
-    ("torch", "Size"): _size,
-    ("torch", "device"): _device,
-    ("collections", "OrderedDict"): _pairs,
-    ("collections", "Counter"): _pairs,
-    ("builtins", "set"): _set,
-    ("__builtin__", "set"): _set,
-    ("pathlib", "PosixPath"): _path,
-    ("pathlib._local", "PosixPath"): _path,
-    ("_codecs", "encode"): _bytes_from_text,
-    ("numpy", "dtype"): _numpy_dtype,
-    ("numpy.core.multiarray", "scalar"): _numpy_scalar,
-    ("numpy._core.multiarray", "scalar"): _numpy_scalar,
-}
-_DTYPE_NAMES = {str(dtype) for dtype in STORAGE_NAMES}
-
-
-def _global(module: object, name: object) -> Any:
-    """A name of the closed table, or an error that says which name the file asked for."""
-    if module == "torch" and name in _DTYPE_NAMES:
-        return f"torch.{name}"
-    if (module, name) in _CALLS or (module == "torch" and name in STORAGE_DTYPES):
-        return _Name(str(module), str(name))
-    raise TorchFileError(
-        f"it asks for `{str(module)[:80]}.{str(name)[:80]}`, which is code and not data. Only tensors, "
-        "numbers, strings and plain containers are read, and nothing of a file is ever run. Where the file "
-        "came from, save the state_dict alone: torch.save(model.state_dict(), ...)"
-    )
-
-
-def _storage(reference: Any) -> StorageRecord:
-    if type(reference) is not tuple or len(reference) != 5 or reference[0] != "storage":
-        raise TorchFileError("a persistent reference that is not a tensor storage")
-    _, kind, key, _, elements = reference
-    if not isinstance(kind, _Name) or kind.name not in STORAGE_DTYPES:
-        raise TorchFileError(f"a storage of unknown type {str(kind)[:80]}")
-    if type(key) is not str or not key.isalnum() or not _is_count(elements):
-        raise TorchFileError("a storage with a bad name or size")
-    return StorageRecord(key, STORAGE_DTYPES[kind.name], elements)
-
-
-def _is_key(value: object, depth: int = 0) -> bool:
-    # Deeply nested tuples overflow the C stack when hashed, so only shallow keys are accepted.
-    if type(value) is tuple:
-        return depth < 4 and all(_is_key(item, depth + 1) for item in value)
-    return value is None or type(value) in (str, int, float, bool, bytes)
-
-
-def _set_item(target: Any, key: Any, value: Any) -> None:
-    if type(target) is not dict or not _is_key(key):
-        raise TorchFileError("an item is set on something that is not a dictionary, or under an unusable key")
-    target[key] = value
-
-
-def _reduce(callee: Any, arguments: Any) -> Any:
-    if not isinstance(callee, _Name) or type(arguments) is not tuple:
-        raise TorchFileError("a call of something that is not a known name")
-    build = _CALLS.get((callee.module, callee.name))
-    if build is None:
-        raise TorchFileError(f"a call of {callee.module}.{callee.name}")
-    try:
-        return build(*arguments)
-    except TypeError as error:
-        raise TorchFileError(f"{callee.module}.{callee.name} with wrong arguments") from error
-
-
-def _build(target: Any, state: Any) -> Any:
-    """Object state: module versions of a state_dict or attributes of a parameter, left out."""
-    if isinstance(target, _NumpyDtype) and type(state) is tuple and len(state) > 1 and state[1] in ("<", ">", "|"):
-        return replace(target, code=state[1] + target.code.lstrip("<>=|"))
-    if type(target) is dict or isinstance(target, TensorRecord):  # no values are lost with these
-        return target
-    raise TorchFileError("state is set on something that has none")
-
+# A checkpoint of 10,000 tensors with the moments of its optimizer takes a quarter of either.
+_MOST_BYTES = 64 << 20
+_MOST_INSTRUCTIONS = 4_000_000
+# Every value is written once and used a few times: a call's arguments together are not much longer than the file.
+_WORK_PER_BYTE = 2
+_WORK_AT_LEAST = 1000
 
 _LITERALS = {
     "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINBYTES",
@@ -238,27 +33,38 @@ _LITERALS = {
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_MARK = object()
 
 
 class _Machine:
-    """The stack and memo of one reading."""
+    """The stack and memo of one reading; `work` is what its calls may still read of their arguments."""
 
-    def __init__(self) -> None:
+    def __init__(self, work: int) -> None:
         self.stack: list[Any] = []
+        self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
+        self.work = work
 
-    def pop(self) -> Any:
-        value = self.stack.pop()
-        if value is _MARK:
+    def pop(self, count: int = 1) -> list[Any]:
+        """The last `count` values, never from below a mark."""
+        start = len(self.stack) - count
+        if start < (self.marks[-1] if self.marks else 0):
             raise TorchFileError("the instructions do not fit together")
-        return value
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
 
     def pop_to_mark(self) -> list[Any]:
-        items = []
-        while (item := self.stack.pop()) is not _MARK:
-            items.append(item)
-        return items[::-1]
+        items = self.stack[self.marks[-1] :]
+        del self.stack[self.marks.pop() :]
+        return items
+
+    def call(self, callee: Any, arguments: Any) -> Any:
+        if type(arguments) is tuple:
+            lengths = (len(item) for item in arguments if type(item) in (str, bytes, list, tuple, dict))
+            self.work -= len(arguments) + sum(lengths)
+        if self.work < 0:
+            raise TorchFileError("it uses the same values over and over, which no checkpoint does")
+        return call(callee, arguments)
 
     def step(self, code: str, argument: Any) -> None:
         """Carry out one instruction that makes or moves a value."""
@@ -270,34 +76,36 @@ class _Machine:
         elif code in _EMPTY:
             stack.append(_EMPTY[code]())
         elif code in _TUPLES:
-            stack.append(tuple([self.pop() for _ in range(_TUPLES[code])][::-1]))
+            stack.append(tuple(self.pop(_TUPLES[code])))
         elif code in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
             self.memo[len(self.memo) if code == "MEMOIZE" else argument] = stack[-1]
         elif code in ("BINGET", "LONG_BINGET"):
             stack.append(self.memo[argument])
         elif code == "MARK":
-            stack.append(_MARK)
+            self.marks.append(len(stack))
         elif code == "TUPLE":
             stack.append(tuple(self.pop_to_mark()))
-        elif code in ("GLOBAL", "STACK_GLOBAL"):
-            module, name = argument.split(" ", 1) if code == "GLOBAL" else [self.pop(), self.pop()][::-1]
-            stack.append(_global(module, name))
+        elif code == "GLOBAL":
+            stack.append(find_name(*argument.split(" ", 1)))
+        elif code == "STACK_GLOBAL":
+            stack.append(find_name(*self.pop(2)))
         elif code == "BINPERSID":
-            stack.append(_storage(self.pop()))
+            stack.append(find_storage(*self.pop()))
         elif code == "REDUCE":
-            arguments = self.pop()
-            stack.append(_reduce(self.pop(), arguments))
+            stack.append(self.call(*self.pop(2)))
+        elif code == "BUILD":
+            stack.append(with_state(*self.pop(2)))
         else:
-            self.change(code)
+            self.fill(code)
 
-    def change(self, code: str) -> None:
+    def fill(self, code: str) -> None:
         """Carry out one instruction that fills the container below it on the stack."""
         if code in ("SETITEM", "SETITEMS"):
-            items = self.pop_to_mark() if code == "SETITEMS" else [self.pop(), self.pop()][::-1]
+            items = self.pop_to_mark() if code == "SETITEMS" else self.pop(2)
             for key, value in zip(items[::2], items[1::2], strict=True):
-                _set_item(self.stack[-1], key, value)
+                set_item(self.stack[-1], key, value)
         elif code in ("APPEND", "APPENDS"):
-            items = self.pop_to_mark() if code == "APPENDS" else [self.pop()]
+            items = self.pop_to_mark() if code == "APPENDS" else self.pop()
             if type(self.stack[-1]) is not list:
                 raise TorchFileError("something is appended to what is not a list")
             self.stack[-1].extend(items)
@@ -305,10 +113,7 @@ class _Machine:
             items = self.pop_to_mark()
             if type(self.stack[-1]) is not set:
                 raise TorchFileError("something is added to what is not a set")
-            self.stack[-1].update(_set(items))
-        elif code == "BUILD":
-            state = self.pop()
-            self.stack.append(_build(self.pop(), state))
+            self.stack[-1].update(as_set(items))
         else:
             raise TorchFileError(f"the pickle instruction {code} is not one that plain tensors and data need")
 
@@ -316,14 +121,21 @@ class _Machine:
 def read_pickle(data: bytes) -> Any:
     """Read a torch file's pickle as plain data, tensors as `TensorRecord`.
 
+    The result may share containers, or hold itself: walk it with care.
+
     Raises:
-        TorchFileError: it asks for a name outside the closed table, or is damaged.
+        TorchFileError: it asks for a name outside the closed table, for more work than its length explains, or
+            is damaged.
     """
-    machine = _Machine()
+    if len(data) > _MOST_BYTES:
+        raise TorchFileError(f"its pickle has {len(data):,} bytes, at most {_MOST_BYTES:,} are read")
+    machine = _Machine(work=_WORK_PER_BYTE * len(data) + _WORK_AT_LEAST)
     try:
-        for opcode, argument, _ in genops(data):
+        for number, (opcode, argument, _) in enumerate(genops(data)):
             if opcode.name == "STOP":
-                return machine.pop()
+                return machine.pop()[0]
+            if number >= _MOST_INSTRUCTIONS:
+                raise TorchFileError(f"its pickle has more than {_MOST_INSTRUCTIONS:,} instructions")
             if opcode.name not in ("PROTO", "FRAME"):
                 machine.step(opcode.name, argument)
     except TorchFileError:

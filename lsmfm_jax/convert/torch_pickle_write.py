@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lsmfm_jax.convert.torch_pickle import STORAGE_NAMES, TensorRecord
+from lsmfm_jax.convert.torch_records import STORAGE_NAMES, TensorRecord
 
 
 def _emit_text(text: str) -> bytes:

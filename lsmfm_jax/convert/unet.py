@@ -11,6 +11,7 @@ from lsmfm_jax.convert.convolutional import (
     flatten,
     gather,
     scatter,
+    shape_of,
 )
 
 NETWORK = "UNet"
@@ -28,24 +29,25 @@ def infer_unet(state: Mapping[str, np.ndarray]) -> dict[str, object]:
     levels = 0
     while f"{_level(levels)}0.conv.unit0.conv.weight" in state:
         levels += 1
-    bottom = f"{_level(levels)}conv.unit0.conv.weight"
+    bottom_block = _level(levels).removesuffix(".")
+    bottom = f"{bottom_block}.conv.unit0.conv.weight"
     if levels == 0 or bottom not in state:
         raise ValueError(
             f"not the state dict of a MONAI UNet with residual units: no tensor "
             f"{bottom if levels else 'model.0.conv.unit0.conv.weight'}"
         )
     blocks = [f"{_level(level)}0" for level in range(levels)]
-    widths = [state[f"{block}.conv.unit0.conv.weight"].shape[0] for block in blocks]
-    shortcuts = [state.get(f"{block}.residual.weight") for block in blocks]
-    strides = tuple(1 if s is None or s.shape[2:] == (1, 1, 1) else 2 for s in shortcuts)
+    widths = [shape_of(state, f"{block}.conv.unit0.conv.weight", rank=5)[0] for block in (*blocks, bottom_block)]
+    shortcuts = [f"{block}.residual.weight" for block in blocks]
+    strides = tuple(1 if key not in state or shape_of(state, key, rank=5)[2:] == (1, 1, 1) else 2 for key in shortcuts)
     units = 0
     while f"model.0.conv.unit{units}.conv.weight" in state:
         units += 1
     return {
-        "channels": (*(int(width) for width in widths), int(state[bottom].shape[0])),
+        "channels": tuple(widths),
         "strides": strides,
         "num_res_units": units,
-        "out_channels": int(state["model.2.0.conv.weight"].shape[1]),
+        "out_channels": shape_of(state, "model.2.0.conv.weight", rank=5)[1],
         "norm": "batch" if "model.0.conv.unit0.adn.N.running_mean" in state else "instance",
     }
 
@@ -76,13 +78,17 @@ def to_torch(variables: Mapping[str, Mapping], *, batches_tracked: int = 0) -> d
     Raises:
         ValueError: variables are missing or left over.
     """
+    return scatter(variables, entries_of(variables), network=NETWORK, batches_tracked=batches_tracked)
+
+
+def entries_of(variables: Mapping[str, Mapping]) -> list[Entry]:
+    """List the tensors of our variables, or of their shapes and dtypes."""
     params = variables["params"]
     levels = sum(name.startswith("down_") for name in params)
     units = sum(name.startswith("unit_") for name in params["bottom"])
     with_shortcut = {level for level in range(levels + 1) if "residual" in params[_ours(level, levels)]}
     norm = "batch" if flatten(variables.get("batch_stats", {})) else "instance"
-    entries = _entries(levels, units, with_shortcut, norm=norm)
-    return scatter(variables, entries, network=NETWORK, batches_tracked=batches_tracked)
+    return _entries(levels, units, with_shortcut, norm=norm)
 
 
 def _level(level: int) -> str:

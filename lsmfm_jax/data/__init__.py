@@ -1,1 +1,1 @@
-"""From files to batches: volumes, stores, captions, splits, loading, generated data."""
+"""From stores and labelled files to batches: splits, patches, tokens, loading."""

@@ -4,25 +4,27 @@ A patch `<name>.nii.gz` (or TIFF, .npy) stands in a folder or one below, with `<
 `<name>_blurred` beside it. With `train/` and `val/` in the folder, those are the sides of the split.
 """
 
-import csv
 import dataclasses
 import hashlib
 import pathlib
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from lsmfm_jax.data.captions import normalise_key
-from lsmfm_jax.data.layouts import COMPANIONS, SUFFIXES, stem
-from lsmfm_jax.data.manifest import PatchRow
 from lsmfm_jax.data.mask_folders import volume_of
 from lsmfm_jax.data.splits import choose_few, split_by_volume
-from lsmfm_jax.data.store import PatchStore
+from lsmfm_jax.data.spreadsheets import SpreadsheetError, read_table
+from lsmfm_jax.errors import LsmfmError
+from lsmfm_jax.store.captions import normalise_key
+from lsmfm_jax.store.layouts import COMPANIONS, SUFFIXES, stem
+from lsmfm_jax.store.manifest import PatchRow
+from lsmfm_jax.store.reader import PatchStore
 
 VALIDATION_FOLDERS = ("val", "validation")
 
 
-class LabelledDataError(ValueError):
+class LabelledDataError(LsmfmError, ValueError):
     """Labelled patches cannot be used: which file or key, why, and what to do about it."""
 
 
@@ -132,7 +134,8 @@ def with_classes(
     for file in files:
         place, _, short = file.name.rpartition("/")
         if source == "csv":
-            name, hint = known.get(file.name) or known.get(short), f"{table} has no row with this name"
+            name = known.get(_composed(file.name)) or known.get(_composed(short))
+            hint = f"{table} has no row with this name"
         elif file.stored:
             name, hint = file.stored[0].rows[file.stored[1]].caption_key, "the store has no caption key for it"
         elif source == "folder":
@@ -300,10 +303,27 @@ def _volume(name: str, pattern: str) -> str:
 
 def _read_classes(table: pathlib.Path) -> dict[str, str]:
     try:
-        with table.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise LabelledDataError(f"data.csv: {table} cannot be read ({error.strerror}); check the path") from None
-    if not rows or not {"name", "class"} <= rows[0].keys():
-        raise LabelledDataError(f"data.csv: {table} needs a header with the columns name and class, and rows below it")
-    return {stem(pathlib.Path(row["name"])) if "/" not in row["name"] else row["name"]: row["class"] for row in rows}
+        rows = read_table(table, ("name", "class"))
+    except SpreadsheetError as error:
+        raise LabelledDataError(f"data.csv: {error}") from None
+    classes: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    for line, cells in rows:
+        if not cells["name"] or not cells["class"]:
+            raise LabelledDataError(
+                f"data.csv: {table}, line {line}: without a name or a class; fill it in or remove it"
+            )
+        folder, slash, short = cells["name"].replace("\\", "/").rpartition("/")
+        name = _composed(folder + slash + stem(pathlib.Path(short)))
+        if classes.setdefault(name, cells["class"]) != cells["class"]:
+            raise LabelledDataError(
+                f"data.csv: {table}, line {line}: {name} is of class {cells['class']}, and of {classes[name]} in line "
+                f"{lines[name]}; keep one of them"
+            )
+        lines.setdefault(name, line)
+    return classes
+
+
+def _composed(name: str) -> str:
+    """A name with its accents as single characters: file systems and spreadsheets differ in this."""
+    return unicodedata.normalize("NFC", name)

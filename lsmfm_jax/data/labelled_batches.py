@@ -14,9 +14,13 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from scipy import ndimage
 
+from lsmfm_jax.data.label_checks import check_labels, check_share
+from lsmfm_jax.data.label_grid import on_grid_of
 from lsmfm_jax.data.labelled import LabelledDataError, LabelledFile
+from lsmfm_jax.data.labels import IGNORED, LabelValues, target_of
 from lsmfm_jax.data.patches import fit
-from lsmfm_jax.data.volumes import read_single
+from lsmfm_jax.scale import Scale, measure
+from lsmfm_jax.volumes.read import read_single
 
 Batch = dict[str, np.ndarray]
 Size = tuple[int, int, int]
@@ -31,11 +35,17 @@ class LabelledPatch:
 
     Attributes:
         name: as on disk.
-        image: what the network is to see.
-        low: count that becomes 0.
-        high: count that becomes 1.
-        target: mask (uint8, 0 or 1), sharp volume, or None.
+        image: what the network is to see, once `low` and `high` are at 0 and 1.
+        low: intensity that becomes 0.
+        high: intensity that becomes 1.
+        target: mask (uint8: 0, 1, or `IGNORED` where nothing is annotated), sharp volume, or None.
         label: number of its class, or -1.
+        volume: that it is from.
+        label_counts: values of the label file and their numbers of voxels; of a mask alone.
+        counts: the image as it was read, for baselines on other scales.
+        voxel_size_um: ZYX, where it is known.
+        voxel_size_source: where that is from, of a file with a mask; "unverified" in it says that it is doubtful.
+        target_is_mask: the target is a mask, whose values decide on crops, and no sharp volume.
     """
 
     name: str
@@ -44,6 +54,12 @@ class LabelledPatch:
     high: float
     target: Shaped[np.ndarray, "z y x"] | None = None
     label: int = -1
+    volume: str = ""
+    label_counts: tuple[tuple[float, int], ...] = ()
+    counts: Shaped[np.ndarray, "z y x"] | None = None
+    voxel_size_um: tuple[float, float, float] | None = None
+    voxel_size_source: str = ""
+    target_is_mask: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,37 +72,55 @@ class Blur:
     seed: int
 
 
-def read_segmentation(file: LabelledFile, *, percentiles: tuple[float, float]) -> LabelledPatch:
-    """A patch and its mask; whatever is above 0.5 in the label file is foreground.
+def read_segmentation(file: LabelledFile, *, scale: Scale, values: LabelValues | None = None) -> LabelledPatch:
+    """A patch and its mask.
+
+    Args:
+        file: with its `_label`.
+        scale: of its intensities.
+        values: what the values of the label file mean; None: whatever is above 0.5 is foreground.
 
     Raises:
-        LabelledDataError: image and mask differ in shape.
+        LabelledDataError: image and mask differ in shape, or no voxel is annotated.
+        LabelError: label values without a meaning, or what is no label: intensities, or nearly all foreground.
+        LabelGridError: by their affines, the label does not lie on its image.
         VolumeError: a file cannot be read as one 3D volume.
     """
-    image, _ = _read(file)
-    mask, _ = read_single(file.companions["_label"], allow_constant=True)
-    _same_shape(file, image, mask, "_label")
-    return _patch(file, image, (mask > 0.5).astype(np.uint8), percentiles=percentiles)
+    image, image_info = read_single(file.path)
+    labels, label_info = read_single(file.companions["_label"], allow_constant=True)
+    labels = on_grid_of(labels, label_info, like=image_info, like_shape=image.shape)
+    _same_shape(file, image, labels, "_label")
+    values, source = values or LabelValues(), str(file.companions["_label"])
+    check_labels(labels, values, source=source, image=image)
+    target = target_of(labels, values, source=source)
+    if (target == IGNORED).all():
+        raise LabelledDataError(
+            f"{source}: every voxel has a value of {values.names.ignore} {values.ignore}, so "
+            "nothing in it is annotated; move the patch away, or change the values to ignore"
+        )
+    found, counts = np.unique(labels, return_counts=True)
+    check_share(target, values, source=source, found=[int(value) for value in found])
+    patch = _patch(file, image, target, scale=scale, voxel_size_um=image_info.voxel_size_um)
+    counted = tuple((float(value), int(count)) for value, count in zip(found, counts, strict=True))
+    return dataclasses.replace(patch, label_counts=counted, voxel_size_source=image_info.voxel_size_source)
 
 
-def read_classification(
-    file: LabelledFile, *, classes: Sequence[str], percentiles: tuple[float, float]
-) -> LabelledPatch:
+def read_classification(file: LabelledFile, *, classes: Sequence[str], scale: Scale) -> LabelledPatch:
     """A patch and the number of its class in `classes`."""
-    image, _ = _read(file)
-    patch = _patch(file, image, None, percentiles=percentiles)
+    image, voxel_size_um = read_image(file)
+    patch = _patch(file, image, None, scale=scale, voxel_size_um=voxel_size_um)
     return dataclasses.replace(patch, label=list(classes).index(file.class_name))
 
 
-def read_deblurring(file: LabelledFile, *, blur: Blur | None, percentiles: tuple[float, float]) -> LabelledPatch:
+def read_deblurring(file: LabelledFile, *, blur: Blur | None, scale: Scale) -> LabelledPatch:
     """A blurred patch, from its `_blurred` file or made from the sharp one, with the sharp one as target.
 
-    The percentiles are those of the blurred patch, which is all that prediction has.
+    The scale is that of the blurred patch, which is all that prediction has.
 
     Raises:
         LabelledDataError: the two differ in shape, or the voxel size that the blur needs is unknown.
     """
-    sharp, voxel_size_um = _read(file)
+    sharp, voxel_size_um = read_image(file)
     if blur is None:
         blurred, _ = read_single(file.companions["_blurred"])
         _same_shape(file, sharp, blurred, "_blurred")
@@ -96,11 +130,17 @@ def read_deblurring(file: LabelledFile, *, blur: Blur | None, percentiles: tuple
                 f"blur.sigma_um: {blur.sigma_um}, but {file.path} does not say its voxel size; use blur.sigma_voxels"
             )
         blurred = _blurred(sharp, blur, name=file.name, voxel_size_um=voxel_size_um)
-    return _patch(file, blurred, sharp, percentiles=percentiles)
+    patch = _patch(file, blurred, sharp, scale=scale, voxel_size_um=voxel_size_um)
+    return dataclasses.replace(patch, target_is_mask=False)
 
 
-def _read(file: LabelledFile) -> tuple[Shaped[np.ndarray, "z y x"], tuple[float, float, float] | None]:
-    """The image of a patch, and its voxel size in micrometres where that is known."""
+def read_image(file: LabelledFile) -> tuple[Shaped[np.ndarray, "z y x"], tuple[float, float, float] | None]:
+    """The image of a patch in raw counts, and its voxel size (Z, Y, X) in micrometres where that is known.
+
+    Raises:
+        VolumeError: the file cannot be read as one 3D volume.
+        DamagedPatch: the pixels in the store cannot be trusted.
+    """
     if file.stored:
         store, index = file.stored
         return store.read(index), store.rows[index].voxel_size_um
@@ -130,10 +170,22 @@ def _same_shape(file: LabelledFile, image: np.ndarray, other: np.ndarray, ending
 
 
 def _patch(
-    file: LabelledFile, image: np.ndarray, target: np.ndarray | None, *, percentiles: tuple[float, float]
+    file: LabelledFile,
+    image: np.ndarray,
+    target: np.ndarray | None,
+    *,
+    scale: Scale,
+    voxel_size_um: tuple[float, float, float] | None,
 ) -> LabelledPatch:
-    low, high = np.percentile(image, percentiles)
-    return LabelledPatch(file.name, image, float(low), float(high), target)
+    levels = measure(image, scale, voxel_size_um)
+    if scale.name in ("percentile", "z_score"):
+        # Two numbers say it all: the device scales, and crops travel in the type they came in.
+        shown, low, high = image, levels.low, levels.high
+    else:
+        shown, low, high = levels.apply(image), 0.0, 1.0
+    return LabelledPatch(
+        file.name, shown, low, high, target, volume=file.volume, counts=image, voxel_size_um=voxel_size_um
+    )
 
 
 def _common_dtype(arrays: Sequence[np.ndarray]) -> np.dtype:
@@ -154,28 +206,44 @@ class LabelledSource:
         self._image_dtype = _common_dtype([patch.image for patch in patches])
         targets = [patch.target for patch in patches if patch.target is not None]
         self._target_dtype = _common_dtype(targets) if targets else None
-        self._foregrounds: dict[int, np.ndarray] = {}
+        self._found: dict[tuple[int, str], np.ndarray] = {}
 
     def corner(self, index: int, rng: np.random.Generator, *, foreground_frac: float) -> tuple[float, float, float]:
         """Where to crop: anywhere or, in `foreground_frac` of the draws, with a voxel of the mask in the middle.
 
-        Near an edge of the patch that voxel lies off the middle; an empty mask is cropped anywhere.
+        Near an edge of the patch that voxel lies off the middle; an empty mask is cropped anywhere. Where only some
+        voxels of a patch are annotated, "anywhere" is around one of them, drawn at random: it lies in the inner half
+        of the crop along each axis if the patch's edges allow it, so that augmentation does not lose it.
         """
         anywhere = rng.random(3)
-        if rng.random() >= foreground_frac or not len(self._foreground(index)):
-            return tuple(float(u) for u in anywhere)
-        voxels = self._foreground(index)
+        centred = rng.random() < foreground_frac
+        if centred and len(self._voxels(index, "foreground")):
+            return self._around(index, self._voxels(index, "foreground"), rng)
+        if len(self._voxels(index, "annotated")):
+            return self._around(index, self._voxels(index, "annotated"), rng, shift=(anywhere - 0.5).tolist())
+        return tuple(float(u) for u in anywhere)
+
+    def _around(
+        self, index: int, voxels: np.ndarray, rng: np.random.Generator, *, shift: Sequence[float] = (0.0, 0.0, 0.0)
+    ) -> tuple[float, float, float]:
+        """A crop around one of the voxels, which lies off its middle by up to half a `shift` of its side."""
         shape = self.patches[index].image.shape
         middle = np.unravel_index(voxels[rng.integers(len(voxels))], shape)
-        shares = zip(middle, shape, self.patch_size, strict=True)
-        return tuple(_corner_share(int(at), have, side) for at, have, side in shares)
+        return tuple(
+            _corner_share(int(at) + round(float(by) * side / 2), have, side)
+            for at, have, side, by in zip(middle, shape, self.patch_size, shift, strict=True)
+        )
 
-    def _foreground(self, index: int) -> np.ndarray:
-        """Flat places of the voxels of a patch's mask, found once."""
-        if index not in self._foregrounds:
-            target = self.patches[index].target
-            self._foregrounds[index] = np.flatnonzero(target) if target is not None else np.zeros(0, np.int64)
-        return self._foregrounds[index]
+    def _voxels(self, index: int, kind: str) -> np.ndarray:
+        """Flat places of a patch's `foreground` or, where not all are, of its `annotated` voxels; found once."""
+        if (index, kind) not in self._found:
+            patch = self.patches[index]
+            target, wanted = patch.target, np.zeros(0, bool)
+            if target is not None and patch.target_is_mask:
+                wanted = target == 1 if kind == "foreground" else target != IGNORED
+            partly = kind == "foreground" or not wanted.all()
+            self._found[index, kind] = np.flatnonzero(wanted) if partly else np.zeros(0, np.int64)
+        return self._found[index, kind]
 
     def crop(self, index: int, corner: tuple[float, float, float]) -> Batch:
         """The crop of a patch whose corner is at the given share (0 to 1) of the room there is for it."""

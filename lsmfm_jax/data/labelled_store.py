@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from lsmfm_jax.data.labelled import LabelledDataError, LabelledFile
 from lsmfm_jax.data.mask_folders import volume_of
-from lsmfm_jax.data.store import HEADER, PatchStore
+from lsmfm_jax.store.reader import HEADER, PatchStore
 
 
 def is_store(folder: str | pathlib.Path) -> bool:

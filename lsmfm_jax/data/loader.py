@@ -7,15 +7,23 @@ that is how `jax.make_array_from_process_local_data` lays them out. Order and dr
 global batch before a process takes its block, and cost no reading; the cursor is the step alone.
 """
 
+import contextlib
 import logging
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 
 import grain
 import numpy as np
 
 from lsmfm_jax.data.patches import CENTRE, Draw, PatchReader, places
-from lsmfm_jax.data.store import PatchStore
 from lsmfm_jax.data.tokens import TokenTable, build_token_table
+from lsmfm_jax.errors import InputError, LsmfmError
+from lsmfm_jax.scale import Scale
+from lsmfm_jax.store.reader import PatchStore
 
 __all__ = [
     "BatchStream",
@@ -36,7 +44,7 @@ Indices = Sequence[int | tuple[int, int]]
 _EPOCHS = 2**32
 
 
-class DamagedDataError(RuntimeError):
+class DamagedDataError(LsmfmError, RuntimeError):
     """More of the patches are damaged than `data.max_bad_frac` allows."""
 
 
@@ -49,7 +57,8 @@ class BatchStream:
     """
 
     def __init__(self, dataset: grain.IterDataset, *, reader: PatchReader, max_bad_frac: float) -> None:
-        self._iterator: Iterator[Batch] = iter(dataset)
+        with _left_to_this_process():
+            self._iterator: Iterator[Batch] = iter(dataset)
         self._reader = reader
         self._max_bad_frac = max_bad_frac
         self.damaged: set[int] = set()
@@ -60,7 +69,8 @@ class BatchStream:
         return self
 
     def __next__(self) -> Batch:
-        batch = next(self._iterator)
+        with _left_to_this_process():
+            batch = next(self._iterator)
         found = batch.pop("damaged")
         _note_damaged(found[found >= 0], self._reader, seen=self.damaged)
         if len(self.damaged) > self._max_bad_frac * len(self._reader.chosen):
@@ -88,8 +98,7 @@ def make_loader(
     patch_size: tuple[int, int, int],
     seed: int,
     token_table: TokenTable | None = None,
-    lower_percentile: str = "1",
-    upper_percentile: str = "99",
+    scale: Scale | None = None,
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
@@ -110,8 +119,8 @@ def make_loader(
         patch_size: Z, Y, X; larger patches are cropped at random, smaller ones mirrored at their edges.
         seed: of the order and the draws.
         token_table: wordings of the captions, one drawn per sample and step; None for images alone.
-        lower_percentile: name of the percentile that becomes `low`.
-        upper_percentile: name of the percentile that becomes `high`.
+        scale: of intensities; None: the 1st and 99th percentile. By percentiles `low` and `high` are those of the
+            patch; by any other scale images come scaled, as float32, with `low` 0 and `high` 1.
         process_index: this process.
         process_count: how many processes share a global batch.
         workers: reader processes; 0 reads in threads of this one.
@@ -128,8 +137,7 @@ def make_loader(
         places(stores, indices),
         patch_size=patch_size,
         token_table=token_table,
-        lower_percentile=lower_percentile,
-        upper_percentile=upper_percentile,
+        scale=scale or Scale(),
     )
     block = _block(batch_size, process_index, process_count)
     plans = (
@@ -159,7 +167,7 @@ class ValidationBatches:
     def __iter__(self) -> Iterator[Batch]:
         count = len(self._reader.chosen)
         batches = grain.MapDataset.range(len(self)).map(
-            _Lay(self._batch_size, count, then=_Assemble(self._reader, self._block))
+            _PlanBatch(self._batch_size, count, then=_Assemble(self._reader, self._block))
         )
         for number, batch in enumerate(_prefetching(batches, 0, self._prefetch)):
             found = batch.pop("damaged")
@@ -176,8 +184,7 @@ def validation_batches(
     batch_size: int,
     patch_size: tuple[int, int, int],
     token_table: TokenTable | None = None,
-    lower_percentile: str = "1",
-    upper_percentile: str = "99",
+    scale: Scale | None = None,
     process_index: int = 0,
     process_count: int = 1,
     prefetch: int = 4,
@@ -195,8 +202,7 @@ def validation_batches(
         places(stores, indices),
         patch_size=patch_size,
         token_table=token_table,
-        lower_percentile=lower_percentile,
-        upper_percentile=upper_percentile,
+        scale=scale or Scale(),
     )
     block = _block(batch_size, process_index, process_count)
     return ValidationBatches(reader, batch_size=batch_size, block=block, prefetch=prefetch)
@@ -219,7 +225,7 @@ class _Assemble:
         return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
-class _Lay:
+class _PlanBatch:
     """Plans a validation batch: consecutive samples, the last one again where they run out."""
 
     def __init__(self, batch_size: int, count: int, *, then: Callable[[Sequence[tuple[int, Draw]]], Batch]) -> None:
@@ -233,7 +239,7 @@ class _Lay:
 def _block(batch_size: int, process_index: int, process_count: int) -> slice:
     """The rows of the global batch that a process holds."""
     if batch_size % process_count or not 0 <= process_index < process_count:
-        raise ValueError(
+        raise InputError(
             f"train.batch_size={batch_size} cannot be shared by {process_count} processes (this is number "
             f"{process_index}): it must be a multiple of their number"
         )
@@ -251,10 +257,42 @@ def _prefetching(batches: grain.MapDataset, workers: int, prefetch: int) -> grai
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+    # Its start unblocks signals; the workers, which come later, are to inherit that they are blocked.
+    resource_tracker.ensure_running()
     ahead = max(1, prefetch // workers)
     own = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
     processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead)
-    return batches.to_iter_dataset(own).mp_prefetch(processes)
+    return batches.to_iter_dataset(own).mp_prefetch(processes, worker_init_fn=_end_with_the_parent)
+
+
+# What a terminal or a scheduler sends to all processes of a run.
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+@contextlib.contextmanager
+def _left_to_this_process() -> Iterator[None]:
+    """Workers that are started here do not get the signals that ask for a stop: the run stops, and then ends them.
+
+    Processes and threads inherit which signals are blocked in the thread that starts them; meanwhile another thread
+    takes those that come.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_the_parent(worker: int, workers: int) -> None:
+    """In a worker: ends it when the run is gone, however that came."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
 def _report_padded(reader: PatchReader) -> None:

@@ -6,9 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
-from lsmfm_jax.data.manifest import PatchRow
-from lsmfm_jax.data.store import DamagedPatch, PatchStore
 from lsmfm_jax.data.tokens import TokenTable
+from lsmfm_jax.errors import InputError
+from lsmfm_jax.scale import Levels, Scale, measure
+from lsmfm_jax.store.manifest import PatchRow
+from lsmfm_jax.store.reader import DamagedPatch, PatchStore
 
 # A damaged patch is replaced by the first whole one among this many that follow it in the list.
 REPLACEMENTS_TRIED = 16
@@ -35,6 +37,7 @@ class PatchReader:
         chosen: places in that list that this reader serves.
         patch_size: Z, Y, X of every image that comes out.
         dtype: type of every image: the integer type of all patches of the stores, or float32.
+        scale: of intensities.
         token_table: wordings of the captions; None for images alone.
 
     Raises:
@@ -48,30 +51,34 @@ class PatchReader:
         *,
         patch_size: tuple[int, int, int],
         token_table: TokenTable | None,
-        lower_percentile: str,
-        upper_percentile: str,
+        scale: Scale,
     ) -> None:
         self.stores, self.chosen = tuple(stores), tuple(chosen)
         self.patch_size, self.token_table = patch_size, token_table
-        self._percentiles = (lower_percentile, upper_percentile)
+        self.scale = scale
+        self._percentiles = tuple(f"{percentile:g}" for percentile in scale.percentiles)
+        # Of each patch once: a map of its background is small, and the same at every step.
+        self._levels: dict[int, Levels] = {}
         self._rows = [row for store in self.stores for row in store.rows]
-        self._homes = [(at, index) for at, store in enumerate(self.stores) for index in range(len(store.rows))]
+        self._store_and_index = [
+            (at, index) for at, store in enumerate(self.stores) for index in range(len(store.rows))
+        ]
         self._keys = {key: number for number, key in enumerate(caption_keys(self.stores))}
-        self.dtype = common_dtype(self._rows)
+        self.dtype = common_dtype(self._rows) if scale.name == "percentile" else np.dtype("float32")
         self._check()
 
     def _check(self) -> None:
         if not self.chosen:
-            raise ValueError("no patches to read: the list of chosen patches is empty")
+            raise InputError("no patches to read: the list of chosen patches is empty")
         wrong = [place for place in self.chosen if not 0 <= place < len(self._rows)]
         if wrong:
-            raise ValueError(f"places {wrong[:5]} are not among the {len(self._rows)} patches of the stores")
+            raise InputError(f"places {wrong[:5]} are not among the {len(self._rows)} patches of the stores")
         rows = [self._rows[place] for place in self.chosen]
-        for name in self._percentiles:
+        for name in self._percentiles if self.scale.name == "percentile" else ():
             lacking = [row for row in rows if name not in row.percentiles]
             if lacking:
                 known = ", ".join(lacking[0].percentiles)
-                raise ValueError(
+                raise InputError(
                     f"data.lower_percentile, data.upper_percentile: {name!r} is not recorded for "
                     f"{lacking[0].id}; recorded: {known}"
                 )
@@ -81,7 +88,7 @@ class PatchReader:
 
     def _captioned(self, place: int) -> bool:
         """Whether the patch's store was ingested with captions; an image-only store trains image losses only."""
-        return bool(self.stores[self._homes[place][0]].captions)
+        return bool(self.stores[self._store_and_index[place][0]].captions)
 
     @property
     def padded(self) -> list[int]:
@@ -94,7 +101,7 @@ class PatchReader:
 
     def describe(self, place: int) -> str:
         """Which patch a place is, and why it cannot be read, for a message."""
-        store, index = self._homes[place]
+        store, index = self._store_and_index[place]
         row = self._rows[place]
         try:
             self.stores[store].read(index)
@@ -116,10 +123,11 @@ class PatchReader:
         asked = self.chosen[number]
         place, pixels = self._read_whole(number)
         row = self._rows[place]
+        pixels, low, high = self._scaled(place, pixels)
         made = {
             "image": fit(pixels, self.patch_size, draw.crop).astype(self.dtype, copy=False),
-            "low": np.float32(row.percentiles[self._percentiles[0]]),
-            "high": np.float32(row.percentiles[self._percentiles[1]]),
+            "low": np.float32(low),
+            "high": np.float32(high),
             "caption_key": np.int32(self._keys[row.caption_key] if self._captioned(place) else -1),
             "sample": np.int32(place),
             "damaged": np.int32(-1 if place == asked else asked),
@@ -131,12 +139,22 @@ class PatchReader:
             made["token_mask"] = self.token_table.mask[wording] & self._captioned(place)
         return made
 
+    def _scaled(self, place: int, pixels: np.ndarray) -> tuple[np.ndarray, float, float]:
+        """What the device gets of a patch, and what becomes 0 and 1 there: percentiles are left to the device."""
+        row = self._rows[place]
+        if self.scale.name == "percentile":
+            low, high = (row.percentiles[name] for name in self._percentiles)
+            return pixels, low, high
+        if place not in self._levels:
+            self._levels[place] = measure(pixels, self.scale, row.voxel_size_um)
+        return self._levels[place].apply(pixels), 0.0, 1.0
+
     def _read_whole(self, number: int) -> tuple[int, np.ndarray]:
         """The place and pixels of the first patch that can be read, from `number` on."""
         first_error: DamagedPatch | None = None
         for ahead in range(min(REPLACEMENTS_TRIED, len(self.chosen))):
             place = self.chosen[(number + ahead) % len(self.chosen)]
-            store, index = self._homes[place]
+            store, index = self._store_and_index[place]
             try:
                 return place, self.stores[store].read(index)
             except DamagedPatch as error:

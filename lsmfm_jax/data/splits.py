@@ -10,11 +10,13 @@ import pathlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from lsmfm_jax.data.manifest import PatchRow
-from lsmfm_jax.data.sealed import read_sealed, replace_file, seal
+from lsmfm_jax.errors import LsmfmError
+from lsmfm_jax.files import read_sealed, replace_file, seal
+from lsmfm_jax.store.manifest import PatchRow
+from lsmfm_jax.volumes.names import describe_volumes
 
 
-class SplitError(ValueError):
+class SplitError(LsmfmError, ValueError):
     """Patches cannot be split as asked, or a recorded split does not fit them."""
 
 
@@ -141,6 +143,19 @@ def load_split(path: str | pathlib.Path, rows: Sequence[PatchRow], *, by_file: b
     )
     _refuse_shared(split, rows, by_file=by_file, where=str(path))
     return split
+
+
+def describe_sides(train: Iterable[str], validation: Iterable[str]) -> list[str]:
+    """Give what to print before training, a line a side: its volumes and their patches, from the volume of each patch.
+
+    For example `train: 2 volumes (a 4 patches, b 2)`. A volume on both sides gives a third line.
+    """
+    train, validation = list(train), list(validation)
+    lines = [f"train: {describe_volumes(train)}", f"validation: {describe_volumes(validation)}"]
+    both = set(train) & set(validation)
+    if both:
+        lines.append(f"on both sides: {describe_volumes(v for v in (*train, *validation) if v in both)}")
+    return lines
 
 
 def _count(rows: Sequence[PatchRow], *, by_file: bool) -> Counter[str]:

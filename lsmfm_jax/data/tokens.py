@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int32
 
+from lsmfm_jax.errors import InputError
+
 # Token counts are rounded up to this, so that captions added later seldom change compiled shapes.
 TOKEN_MULTIPLE = 8
 
@@ -33,7 +35,7 @@ class TokenTable:
         """
         missing = sorted({key for key in keys if not self.rows.get(key)})
         if missing:
-            raise ValueError(
+            raise InputError(
                 f"no caption for the keys {', '.join(missing)}; "
                 f"known keys: {', '.join(sorted(self.rows)) or 'none'}. "
                 "Add them to the captions file and ingest again, or train with text.enabled=False."
@@ -53,7 +55,7 @@ def build_token_table(captions: Mapping[str, Sequence[str]], tokenizer: Any, max
     """
     empty = sorted(key for key, texts in captions.items() if not texts)
     if empty or not captions:
-        raise ValueError(f"captions without a wording: {', '.join(empty) or 'all (there are no captions)'}")
+        raise InputError(f"captions without a wording: {', '.join(empty) or 'all (there are no captions)'}")
     rows: dict[str, list[int]] = {}
     texts: list[str] = []
     for key in sorted(captions):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
-CLASS_WEIGHTS = ("none", "inverse_frequency", "effective_number")
+from lsmfm_jax.config.schema import CLASS_WEIGHTS
+from lsmfm_jax.errors import InputError
 
 
 def class_weights(counts: Int[np.ndarray, " k"], *, method: str, beta: float = 0.999) -> Float[np.ndarray, " k"]:
@@ -27,11 +28,11 @@ def class_weights(counts: Int[np.ndarray, " k"], *, method: str, beta: float = 0
         ValueError: for an unknown method, a beta outside [0, 1), a negative count, or no sample at all.
     """
     if method not in CLASS_WEIGHTS:
-        raise ValueError(f"class_weights method {method!r} is unknown: use one of {', '.join(CLASS_WEIGHTS)}")
+        raise InputError(f"class_weights method {method!r} is unknown: use one of {', '.join(CLASS_WEIGHTS)}")
     if not 0.0 <= beta < 1.0:
-        raise ValueError(f"class_weights beta is {beta}: give a number from 0 up to, not including, 1")
+        raise InputError(f"class_weights beta is {beta}: give a number from 0 up to, not including, 1")
     if counts.min() < 0 or counts.sum() == 0:
-        raise ValueError(f"class_weights got the counts {counts.tolist()}: give at least one training sample")
+        raise InputError(f"class_weights got the counts {counts.tolist()}: give at least one training sample")
     present = counts > 0
     if method == "none":
         return present.astype(np.float32)
@@ -44,27 +45,16 @@ def class_weights(counts: Int[np.ndarray, " k"], *, method: str, beta: float = 0
     return np.where(present, raw, 0.0).astype(np.float32)
 
 
-def weighted_cross_entropy(
-    logits: Num[Array, "b k"],
-    labels: Int[Array, " b"],
-    *,
-    weights_of_classes: Num[Array, " k"] | None = None,
-    weights: Num[Array, " b"] | None = None,
-) -> Float[Array, ""]:
-    """Cross-entropy of the softmax of `logits`, averaged with the weight of each sample's class.
+def cross_entropy(logits: Num[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
+    """Cross-entropy of the softmax of `logits` for each sample, float32; labels are class numbers, 0 to K - 1."""
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)), labels[:, None], axis=1)[:, 0]
 
-    The sum of `w[label] * loss` over the sum of `w[label]`, as torch's `CrossEntropyLoss(weight)` reduces; 0
-    where all weights are 0.
 
-    Args:
-        logits: before the softmax.
-        labels: class numbers, 0 to K - 1.
-        weights_of_classes: from `class_weights`; None for equal weights.
-        weights: one per sample, 0 for samples that only fill up the batch; None for equal weights.
+def shares_by_class(weights_of_classes: Num[Array, " k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
+    """Weight of each sample in the mean loss of a batch: `w[label]` over its sum, all 0 where all weights are 0.
+
+    With these, the sum of `cross_entropy` is what torch's `CrossEntropyLoss(weight)` reduces to.
     """
-    losses = -jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)), labels[:, None], axis=1)[:, 0]
-    factor = jnp.ones_like(losses) if weights is None else weights.astype(jnp.float32)
-    if weights_of_classes is not None:
-        factor = factor * weights_of_classes.astype(jnp.float32)[labels]
-    total = jnp.sum(factor)
-    return jnp.sum(losses * factor) / jnp.where(total > 0, total, 1.0)
+    weights = weights_of_classes.astype(jnp.float32)[labels]
+    total = jnp.sum(weights)
+    return weights / jnp.where(total > 0, total, 1.0)

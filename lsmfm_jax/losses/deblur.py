@@ -1,15 +1,16 @@
 """The deblurring loss: absolute error, structural similarity, edges and high frequencies.
 
-Each term is computed in float32, per sample, on volumes in [0, 1]; `deblur_loss` is their weighted sum
+Each term is computed in float32, per sample, on volumes in [0, 1]; `deblur_terms` adds their weighted sum
 (paper, section 3, deblurring).
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float
 
-from lsmfm_jax.losses.segment import mean_over_samples
+from lsmfm_jax.config.schema import SSIM_WINDOW
+from lsmfm_jax.errors import InputError
 
 Volumes = Float[Array, "b z y x 1"]
 PerSample = Float[Array, " b"]
@@ -26,7 +27,7 @@ def ssim(
     prediction: Volumes,
     target: Volumes,
     *,
-    window: int = 11,
+    window: int = SSIM_WINDOW,
     sigma: float = 1.5,
     k1: float = 0.01,
     k2: float = 0.03,
@@ -52,7 +53,7 @@ def ssim(
         ValueError: if a side of the volume is shorter than the window.
     """
     if min(prediction.shape[1:4]) < window:
-        raise ValueError(
+        raise InputError(
             f"SSIM needs at least {window} voxels along every axis, the volumes are {prediction.shape[1:4]} "
             "(ZYX): use larger patches, or a smaller window"
         )
@@ -128,34 +129,32 @@ def _box_mean(volumes: Volumes) -> Volumes:
     return volumes
 
 
-def deblur_loss(
+def deblur_terms(
     prediction: Volumes,
     target: Volumes,
     *,
-    weights: Num[Array, " b"] | None = None,
     ssim_weight: float = 0.2,
     edge_weight: float = 0.1,
     high_frequency_weight: float = 0.1,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Absolute error + 0.2 (1 - SSIM) + 0.1 edge error + 0.1 high-frequency error.
+) -> dict[str, PerSample]:
+    """Absolute error + 0.2 (1 - SSIM) + 0.1 edge error + 0.1 high-frequency error, and these terms by themselves.
 
     Args:
         prediction: sharpened volumes, in [0, 1].
         target: sharp volumes, in [0, 1].
-        weights: one per sample, 0 for samples that only fill up the batch; None for equal weights.
         ssim_weight: factor of `1 - SSIM`.
         edge_weight: factor of `edge_error`.
         high_frequency_weight: factor of `high_frequency_error`.
 
     Returns:
-        The loss, and its terms before their factors: `l1`, `ssim` (the similarity itself), `edge`,
-        `high_frequency`.
+        `loss`, and its terms before their factors: `l1`, `ssim` (the similarity itself), `edge`, `high_frequency`;
+        each for each sample.
     """
     terms = {
-        "l1": mean_over_samples(absolute_error(prediction, target), weights),
-        "ssim": mean_over_samples(ssim(prediction, target), weights),
-        "edge": mean_over_samples(edge_error(prediction, target), weights),
-        "high_frequency": mean_over_samples(high_frequency_error(prediction, target), weights),
+        "l1": absolute_error(prediction, target),
+        "ssim": ssim(prediction, target),
+        "edge": edge_error(prediction, target),
+        "high_frequency": high_frequency_error(prediction, target),
     }
     loss = (
         terms["l1"]
@@ -163,7 +162,7 @@ def deblur_loss(
         + edge_weight * terms["edge"]
         + high_frequency_weight * terms["high_frequency"]
     )
-    return loss, terms
+    return {"loss": loss, **terms}
 
 
 def _float32(volumes: Float[Array, "..."]) -> Float[Array, "..."]:

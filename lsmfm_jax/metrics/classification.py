@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
+from lsmfm_jax.errors import InputError
+from lsmfm_jax.files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -22,7 +25,7 @@ def confusion_matrix(truth: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " 
     """
     for name, numbers in (("truth", truth), ("prediction", predicted)):
         if numbers.size and (numbers.min() < 0 or numbers.max() >= classes):
-            raise ValueError(
+            raise InputError(
                 f"the {name} has class numbers from {numbers.min()} to {numbers.max()}, "
                 f"but there are {classes} classes, numbered from 0"
             )
@@ -71,7 +74,7 @@ def class_scores(matrix: Matrix) -> dict[str, Float[np.ndarray, " k"]]:
 def write_confusion_csv(matrix: Matrix, class_names: Sequence[str], path: str | pathlib.Path) -> None:
     """Write the matrix as a table: a row per true class, a column per predicted class, then class scores."""
     scores = class_scores(matrix)
-    with pathlib.Path(path).open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["truth", *(f"predicted {name}" for name in class_names), *scores])
         for k, name in enumerate(class_names):

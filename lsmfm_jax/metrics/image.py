@@ -4,6 +4,8 @@ import numpy as np
 from jaxtyping import Float, Num
 from scipy import ndimage
 
+from lsmfm_jax.errors import InputError
+
 Volume = Num[np.ndarray, "z y x"]
 # Its own shape, which the functions compare with that of the truth themselves.
 Prediction = Num[np.ndarray, "_ _ _"]
@@ -41,7 +43,7 @@ def ssim(
     """
     _same_shape(prediction, truth)
     if min(truth.shape) < window:
-        raise ValueError(
+        raise InputError(
             f"SSIM needs at least {window} voxels along every axis, the volume is {truth.shape} (ZYX): "
             "use larger patches, or a smaller window"
         )
@@ -82,4 +84,4 @@ def image_scores(prediction: Prediction, truth: Volume, *, data_range: float = 1
 
 def _same_shape(prediction: Prediction, truth: Volume) -> None:
     if prediction.shape != truth.shape:
-        raise ValueError(f"the prediction has the shape {prediction.shape}, the truth {truth.shape} (ZYX)")
+        raise InputError(f"the prediction has the shape {prediction.shape}, the truth {truth.shape} (ZYX)")

@@ -74,7 +74,13 @@ def match(
     Returns:
         Predicted labels, true labels and Dice of the matched pairs.
     """
-    predicted, true, dice = overlaps(prediction, truth)
+    return match_overlaps(*overlaps(prediction, truth), match_dice=match_dice)
+
+
+def match_overlaps(
+    predicted: Int[np.ndarray, " n"], true: Int[np.ndarray, " n"], dice: Float[np.ndarray, " n"], *, match_dice: float
+) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+    """The same from the pairs of `overlaps`, wherever they are from."""
     near = dice >= match_dice
     predicted, true, dice = predicted[near], true[near], dice[near]
     if len(dice) == 0:
@@ -127,7 +133,11 @@ def instance_scores(prediction: Labels, truth: Labels, *, match_dice: float = 0.
         `false_positives`, `false_negatives`.
     """
     predicted, true = int(prediction.max(initial=0)), int(truth.max(initial=0))
-    _, _, dice = match(prediction, truth, match_dice=match_dice)
+    return scores_of_matches(predicted, true, match(prediction, truth, match_dice=match_dice)[2])
+
+
+def scores_of_matches(predicted: int, true: int, dice: Float[np.ndarray, " n"]) -> dict[str, float]:
+    """The same from the numbers of instances on both sides, and the Dice of the matched pairs."""
     matched = len(dice)
     if predicted + true == 0:
         recognition = segmentation = 1.0
@@ -152,4 +162,9 @@ def count_dice_paper(prediction: Mask, truth: Mask) -> float:
     """
     predicted = int(components(prediction).max(initial=0))
     true = int(components(truth).max(initial=0))
+    return count_dice_of_counts(predicted, true)
+
+
+def count_dice_of_counts(predicted: int, true: int) -> float:
+    """The same from the two numbers of components."""
     return 1.0 if predicted + true == 0 else 2.0 * min(predicted, true) / (predicted + true)

@@ -3,12 +3,16 @@
 Degenerate cases are the same for every metric that compares voxels or instances: where both sides are empty
 the prediction is perfect (1; distance 0), where only one is it is worthless (0; the longest distance that the
 volume has). No metric is ever NaN, so that a mean over patches never leaves the hard ones out.
+
+Voxels that nobody annotated count in no metric: both sides are taken as background there before anything else, so
+an instance that such voxels cut is judged by the pieces that are left, on both sides alike.
 """
 
 import numpy as np
 from jaxtyping import Bool, Integer, Num
 from scipy import ndimage
 
+from lsmfm_jax.metrics.detection import centroids, detection_scores
 from lsmfm_jax.metrics.instances import components, count_dice_paper, instance_scores, renumber
 from lsmfm_jax.metrics.topology import cl_dice
 
@@ -18,30 +22,39 @@ AnyVolume = Num[np.ndarray, "_ _ _"] | Bool[np.ndarray, "_ _ _"]
 
 
 def foreground_scores(prediction: Mask, truth: Mask) -> dict[str, float]:
-    """Dice, precision and recall of the foreground voxels."""
-    predicted, true = int(prediction.sum()), int(truth.sum())
+    """Dice, intersection over union, precision and recall of the foreground voxels."""
+    return scores_of_counts(int(prediction.sum()), int(truth.sum()), int((prediction & truth).sum()))
+
+
+def scores_of_counts(predicted: int, true: int, shared: int) -> dict[str, float]:
+    """Dice, intersection over union, precision and recall from numbers of voxels: predicted, true, and both."""
     if predicted == 0 or true == 0:
-        value = float(predicted == true)
-        return {"dice": value, "precision": value, "recall": value}
-    shared = int((prediction & truth).sum())
+        return dict.fromkeys(("dice", "iou", "precision", "recall"), float(predicted == true))
     return {
         "dice": 2.0 * shared / (predicted + true),
+        "iou": shared / (predicted + true - shared),
         "precision": shared / predicted,
         "recall": shared / true,
     }
 
 
-def total_dice_paper(prediction: Mask, truth: Mask, *, epsilon: float = 1e-8) -> float:
+def total_dice_paper(prediction: Mask, truth: Mask, *, annotated: Mask | None = None) -> float:
     """The paper's "total Dice": the mean of the Dice of the foreground and that of the background.
 
     With D(P, G) = (2 |P and G| + eps) / (|P| + |G| + eps), it is (D(P, G) + D(not P, not G)) / 2. Background
-    fills most of a patch, so an empty mask scores about one half.
+    fills most of a patch, so an empty mask scores about one half. With `annotated`, only those voxels count.
     """
+    if annotated is not None:
+        prediction, truth = prediction[annotated], truth[annotated]
+    shared = int((prediction & truth).sum())
+    return total_dice_of_counts(int(prediction.sum()), int(truth.sum()), shared, voxels=prediction.size)
 
-    def smoothed(a: Mask, b: Mask) -> float:
-        return float((2.0 * (a & b).sum() + epsilon) / (a.sum() + b.sum() + epsilon))
 
-    return 0.5 * (smoothed(prediction, truth) + smoothed(~prediction, ~truth))
+def total_dice_of_counts(predicted: int, true: int, shared: int, *, voxels: int, epsilon: float = 1e-8) -> float:
+    """The same from numbers of voxels: predicted, true, both, and all that count."""
+    foreground = (2.0 * shared + epsilon) / (predicted + true + epsilon)
+    outside = voxels - predicted - true
+    return 0.5 * (foreground + (2.0 * (outside + shared) + epsilon) / (voxels + outside + epsilon))
 
 
 def hausdorff_95(prediction: Mask, truth: Mask, *, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> float:
@@ -80,6 +93,9 @@ def segmentation_scores(
     minimum_voxels: int = 1,
     match_dice: float = 0.3,
     spacing_um: tuple[float, float, float] | None = None,
+    match_distance: float | None = None,
+    match_in_um: bool = False,
+    annotated: Mask | None = None,
 ) -> dict[str, float]:
     """All metrics of one patch.
 
@@ -93,11 +109,15 @@ def segmentation_scores(
         minimum_voxels: smaller instances are left out, on both sides, of the instance metrics alone.
         match_dice: least Dice of a match.
         spacing_um: voxel size in ZYX; with it the distance is `hausdorff_95_um`, else `hausdorff_95_voxels`.
+        match_distance: largest distance of the centroids of two instances that are one object, in voxels; None
+            leaves the detection scores out.
+        match_in_um: it is in micrometres, by `spacing_um`.
+        annotated: where voxels count; None for everywhere.
 
     Returns:
-        `dice`, `precision`, `recall`, `panoptic_quality`, `recognition_quality`, `segmentation_quality`,
+        `dice`, `iou`, `precision`, `recall`, `panoptic_quality`, `recognition_quality`, `segmentation_quality`,
         `true_positives`, `false_positives`, `false_negatives`, `cl_dice`, the Hausdorff distance,
-        `total_dice_paper`, `count_dice_paper`.
+        `total_dice_paper`, `count_dice_paper`, and with `match_distance` those of `detection_scores`.
 
     Raises:
         ValueError: if the shapes differ.
@@ -105,21 +125,30 @@ def segmentation_scores(
     if prediction.shape != truth.shape:
         raise ValueError(f"the prediction has the shape {prediction.shape}, the truth {truth.shape} (ZYX)")
     masks = foreground(prediction, labels=prediction_is_labels, threshold=threshold), truth > 0.5
+    if annotated is not None:
+        masks = tuple(mask & annotated for mask in masks)
+        prediction, truth = (np.where(annotated, volume, np.zeros((), volume.dtype)) for volume in (prediction, truth))
     sides = zip((prediction, truth), masks, (prediction_is_labels, truth_is_labels), strict=True)
     instances = [
-        renumber(_whole(volume), minimum_voxels=minimum_voxels)
+        renumber(whole_labels(volume), minimum_voxels=minimum_voxels)
         if is_labels
         else components(mask, connectivity=connectivity, minimum_voxels=minimum_voxels)
         for volume, mask, is_labels in sides
     ]
     distance = "hausdorff_95_voxels" if spacing_um is None else "hausdorff_95_um"
+    spacing = spacing_um or (1.0, 1.0, 1.0)
+    found: dict[str, float] = {}
+    if match_distance is not None:
+        units = spacing if match_in_um else (1.0, 1.0, 1.0)
+        found = detection_scores(*map(centroids, instances), distance=match_distance, spacing=units)
     return {
         **foreground_scores(*masks),
         **instance_scores(*instances, match_dice=match_dice),
         "cl_dice": cl_dice(*masks),
-        distance: hausdorff_95(*masks, spacing=spacing_um or (1.0, 1.0, 1.0)),
-        "total_dice_paper": total_dice_paper(*masks),
+        distance: hausdorff_95(*masks, spacing=spacing),
+        "total_dice_paper": total_dice_paper(*masks, annotated=annotated),
         "count_dice_paper": count_dice_paper(*masks),
+        **found,
     }
 
 
@@ -128,7 +157,7 @@ def foreground(prediction: Volume, *, labels: bool, threshold: float = 0.5) -> M
     return prediction > 0 if labels else prediction >= threshold
 
 
-def _whole(volume: Volume) -> Integer[np.ndarray, "z y x"]:
+def whole_labels(volume: Volume) -> Integer[np.ndarray, "z y x"]:
     """A label image as whole numbers, whatever type its file had."""
     if np.issubdtype(volume.dtype, np.integer):
         return volume

@@ -1,4 +1,4 @@
-"""What every backbone returns, so that tasks need not know which one they drive."""
+"""What every backbone returns, so that tasks need not know which one they use."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 
 class Trunk(NamedTuple):
-    """Dense features of a backbone, with a last linear layer kept apart.
+    """Dense features of a backbone, whose last linear layer is separate.
 
     The dense features are `values @ kernel + bias` where `tail = (kernel, bias)`, and `values` itself where
     `tail` is None. Losses and heads contract the tail into their own arithmetic, so a D-channel tensor at full

@@ -39,9 +39,36 @@ def torch_names(num_layers: int) -> dict[str, tuple[str, bool]]:
 
 
 def count_layers(state: dict[str, np.ndarray]) -> int:
-    """Number of transformer layers that a PyTorch BERT state holds."""
-    layers = {int(key.split(".")[2]) for key in state if key.startswith("encoder.layer.")}
-    return max(layers) + 1 if layers else 0
+    """Number of transformer layers that a PyTorch BERT state holds.
+
+    Raises:
+        ValueError: their numbers are not 0, 1, 2, ... without a gap; the message has the odd one.
+    """
+    numbers = {key.split(".")[2] for key in state if key.startswith("encoder.layer.")}
+    left_over = sorted(numbers - {str(layer) for layer in range(len(numbers))})
+    if left_over:
+        raise ValueError(f"encoder.layer.{left_over[0][:40]}: {len(numbers)} layers are numbered from 0 without a gap")
+    return len(numbers)
+
+
+def torch_shapes(
+    *, vocab_size: int, hidden_size: int, num_layers: int, intermediate_size: int, max_positions: int, token_types: int
+) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of a BERT, by PyTorch's names."""
+    rows = {"word": vocab_size, "position": max_positions, "token_type": token_types}
+    shapes = {}
+    for ours, (theirs, _) in torch_names(num_layers).items():
+        *folders, leaf = ours.split("/")
+        outputs, inputs = hidden_size, hidden_size
+        if folders[-1] == "up":
+            outputs = intermediate_size
+        elif folders[-1] == "down":
+            inputs = intermediate_size
+        if leaf in rows:
+            shapes[theirs] = (rows[leaf], hidden_size)
+        else:
+            shapes[theirs] = (outputs, inputs) if leaf == "kernel" else (outputs,)
+    return shapes
 
 
 def tree_from_state(state: dict[str, np.ndarray]) -> dict:
@@ -54,7 +81,7 @@ def tree_from_state(state: dict[str, np.ndarray]) -> dict:
     expected = {theirs for theirs, _ in names.values()}
     missing, left_over = sorted(expected - state.keys()), sorted(state.keys() - expected)
     if missing or left_over:
-        raise ValueError(f"not a BERT encoder's state: missing {missing}, left over {left_over}")
+        raise ValueError(f"not a BERT encoder's state: missing {missing[:6]}, left over {left_over[:6]}")
     tree: dict = {}
     for ours, (theirs, transposed) in names.items():
         *folders, leaf = ours.split("/")

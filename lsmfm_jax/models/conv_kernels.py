@@ -22,7 +22,7 @@ CONVOLVED_SLAB_VOXELS = 8192
 
 
 def is_worthwhile(voxels: int, kernel_shape: tuple[int, ...]) -> bool:
-    """Tell whether a convolution with this many output voxels (over the batch) gains by the forms below."""
+    """Whether a convolution with this many output voxels (over the batch) is faster in the forms below."""
     return voxels * math.prod(kernel_shape) >= WORTHWHILE
 
 
@@ -126,7 +126,7 @@ def weight_gradient(
 
 
 def _interleave(parts: list[Array], *, axis: int, size: int) -> Array:
-    """Deal the taps of the phases back into their order: phase r holds the taps r, r + s, r + 2s, ..."""
+    """Put the taps of the phases back into their order: phase r holds the taps r, r + s, r + 2s, ..."""
     if len(parts) == 1:
         return parts[0]
     taps = [lax.index_in_dim(parts[k % len(parts)], k // len(parts), axis) for k in range(size)]

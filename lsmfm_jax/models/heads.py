@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
+from lsmfm_jax.errors import InputError
 from lsmfm_jax.models.conv import Conv, conv3d, uniform_fan_in
 
 Tail = tuple[Float[Array, "f d"], Float[Array, " d"]]
@@ -104,7 +105,7 @@ def initial_logit_scale(temperature: float) -> Float[Array, ""]:
         ValueError: `temperature` is not positive.
     """
     if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}, must be above 0")
+        raise InputError(f"temperature is {temperature}, must be above 0")
     return jnp.asarray(-math.log(temperature), jnp.float32)
 
 

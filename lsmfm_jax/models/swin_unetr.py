@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from lsmfm_jax.errors import InputError
 from lsmfm_jax.models.backbone import Trunk
 from lsmfm_jax.models.norm import KEPT
 from lsmfm_jax.models.precision import add_bias
@@ -46,7 +47,7 @@ class SwinUNETR(nn.Module):
     def setup(self) -> None:
         """Build the parts; names are those of the parameter tree."""
         if self.merging not in MERGING_ORDER:
-            raise ValueError(f"merging is one of {sorted(MERGING_ORDER)}, got {self.merging!r}")
+            raise InputError(f"merging is one of {sorted(MERGING_ORDER)}, got {self.merging!r}")
         width = self.feature_size
         self.transformer = SwinTransformer(
             width, self.depths, self.num_heads, self.window, self.merging, dtype=self.dtype
@@ -64,7 +65,7 @@ class SwinUNETR(nn.Module):
             ValueError: a spatial size is not a multiple of 32.
         """
         if any(n % 32 for n in x.shape[1:4]):
-            raise ValueError(f"SwinUNETR takes volumes whose Z, Y, X are multiples of 32, got {x.shape[1:4]}")
+            raise InputError(f"SwinUNETR takes volumes whose Z, Y, X are multiples of 32, got {x.shape[1:4]}")
         return self.transformer(x)
 
     def trunk(self, x: Float[Array, "b z y x c"], *, train: bool) -> Trunk:

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lsmfm_jax.errors import InputError
+
 # Libraries of convolutions count elements in 32-bit integers: beyond this they fail, or fall back to slow kernels.
 MOST_ELEMENTS = 2**31
 
@@ -46,7 +48,7 @@ def check_map_sizes(backbone: nn.Module, input_size: tuple[int, ...], *, batch: 
     path, elements = largest_map(backbone, input_size)
     if elements * batch <= MOST_ELEMENTS * devices:
         return
-    raise ValueError(
+    raise InputError(
         f"train.batch_size: {batch} patches of {' x '.join(map(str, input_size))} voxels at a time on {devices} "
         f"device(s) make the output of {path} {math.ceil(elements * batch / devices):,} elements on each; at most "
         f"2**31 are allowed, so at most {MOST_ELEMENTS * devices // elements} patches at a time: lower it, or raise "

@@ -6,9 +6,11 @@ import pathlib
 from collections.abc import Iterable
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from lsmfm_jax.models.bert_names import torch_names
+from lsmfm_jax.errors import InputError
+from lsmfm_jax.files import replace_file, replace_text
+from lsmfm_jax.models.bert_names import torch_names, torch_shapes
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -42,9 +44,9 @@ def build_tiny_bert(
     """
     captions = sorted(set(captions))
     if not captions:
-        raise ValueError("captions is empty: a vocabulary needs at least one caption to be learnt from")
+        raise InputError("captions is empty: a vocabulary needs at least one caption to be learnt from")
     if hidden % heads:
-        raise ValueError(f"hidden is {hidden}, must be a multiple of heads, {heads}")
+        raise InputError(f"hidden is {hidden}, must be a multiple of heads, {heads}")
     out_dir = pathlib.Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     words = _write_tokenizer(out_dir, captions, vocab_size=vocab_size, max_positions=max_positions)
@@ -65,9 +67,9 @@ def build_tiny_bert(
         "initializer_range": 0.02,
         "pad_token_id": 0,
     }
-    (out_dir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    replace_text(out_dir / "config.json", json.dumps(config, indent=2) + "\n")
     # The metadata entry is what transformers asks of a file before it loads it into PyTorch.
-    save_file(_random_state(config, seed), out_dir / "model.safetensors", metadata={"format": "pt"})
+    replace_file(out_dir / "model.safetensors", save(_random_state(config, seed), metadata={"format": "pt"}))
     return out_dir
 
 
@@ -87,7 +89,7 @@ def _write_tokenizer(out_dir: pathlib.Path, captions: list[str], *, vocab_size: 
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"]))
     tokenizer.save(str(out_dir / "tokenizer.json"))
-    (out_dir / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    replace_text(out_dir / "vocab.txt", "\n".join(words) + "\n")
     settings = {
         "tokenizer_class": "BertTokenizer",
         "do_lower_case": True,
@@ -98,7 +100,7 @@ def _write_tokenizer(out_dir: pathlib.Path, captions: list[str], *, vocab_size: 
         "sep_token": "[SEP]",
         "mask_token": "[MASK]",
     }
-    (out_dir / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    replace_text(out_dir / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
     return len(words)
 
 
@@ -110,7 +112,7 @@ def _vocabulary(counts: collections.Counter, vocab_size: int) -> list[str]:
     letters = sorted({letter for word in counts for letter in word})
     pieces = [*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters)]
     if vocab_size < len(pieces):
-        raise ValueError(f"vocab_size is {vocab_size}, but the captions' characters alone need {len(pieces)}")
+        raise InputError(f"vocab_size is {vocab_size}, but the captions' characters alone need {len(pieces)}")
     by_count = sorted(counts, key=lambda word: (-counts[word], word))
     words = [word for word in by_count if len(word) > 1]
     return (pieces + words)[:vocab_size]
@@ -118,21 +120,19 @@ def _vocabulary(counts: collections.Counter, vocab_size: int) -> list[str]:
 
 def _random_state(config: dict, seed: int) -> dict[str, np.ndarray]:
     """Normal weights (std 0.02), zero biases, unit norms, under PyTorch's names."""
-    hidden, wide = config["hidden_size"], config["intermediate_size"]
-    tables = {
-        "embeddings/word": config["vocab_size"],
-        "embeddings/position": config["max_position_embeddings"],
-        "embeddings/token_type": config["type_vocab_size"],
-    }
+    shapes = torch_shapes(
+        vocab_size=config["vocab_size"],
+        hidden_size=config["hidden_size"],
+        num_layers=config["num_hidden_layers"],
+        intermediate_size=config["intermediate_size"],
+        max_positions=config["max_position_embeddings"],
+        token_types=config["type_vocab_size"],
+    )
     rng = np.random.default_rng(seed)
     state = {}
     for ours, (theirs, _) in torch_names(config["num_hidden_layers"]).items():
         if ours.endswith(("/bias", "/scale")):
-            width = wide if ours.endswith("up/bias") else hidden
-            state[theirs] = np.full(width, float(ours.endswith("/scale")), np.float32)
-            continue
-        shape = (tables[ours], hidden) if ours in tables else (hidden, hidden)
-        if "feed_forward" in ours:
-            shape = (wide, hidden) if "/up/" in ours else (hidden, wide)
-        state[theirs] = (0.02 * rng.standard_normal(shape)).astype(np.float32)
+            state[theirs] = np.full(shapes[theirs], float(ours.endswith("/scale")), np.float32)
+        else:
+            state[theirs] = (0.02 * rng.standard_normal(shapes[theirs])).astype(np.float32)
     return state

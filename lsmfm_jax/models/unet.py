@@ -8,6 +8,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from lsmfm_jax.errors import InputError
 from lsmfm_jax.models.backbone import Trunk
 from lsmfm_jax.models.conv import Conv, ConvTranspose
 from lsmfm_jax.models.norm import CONVOLVED, KEPT, BatchNorm, InstanceNorm, PReLU
@@ -181,14 +182,14 @@ class UNet(nn.Module):
 
     def _check(self, sizes: tuple[int, ...]) -> None:
         if len(self.strides) != len(self.channels) - 1:
-            raise ValueError(f"strides {self.strides} must have one entry fewer than channels {self.channels}")
+            raise InputError(f"strides {self.strides} must have one entry fewer than channels {self.channels}")
         if self.num_res_units < 1:
-            raise ValueError(f"num_res_units is {self.num_res_units}; this UNet needs at least 1")
+            raise InputError(f"num_res_units is {self.num_res_units}; this UNet needs at least 1")
         if self.norm not in NORMS:
-            raise ValueError(f"norm is {self.norm!r}; use one of {sorted(NORMS)}")
+            raise InputError(f"norm is {self.norm!r}; use one of {sorted(NORMS)}")
         factor = math.prod(self.strides)
         if any(size % factor for size in sizes):
-            raise ValueError(
+            raise InputError(
                 f"spatial size {tuple(sizes)} must be divisible by {factor}, the product of strides "
                 f"{self.strides}; pad or crop the volume"
             )

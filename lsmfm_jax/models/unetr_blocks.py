@@ -94,7 +94,7 @@ class Upsampling(nn.Module):
 
 
 class OutputLayer(nn.Module):
-    """Parameters of a closing 1x1x1 convolution, handed out: callers contract them into what follows."""
+    """Parameters of a closing 1x1x1 convolution, which callers contract into what follows."""
 
     features: int
 

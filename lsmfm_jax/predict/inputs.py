@@ -4,15 +4,18 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lsmfm_jax.data.layouts import SUFFIXES, stem
 from lsmfm_jax.data.mask_folders import MASK_ENDINGS, masks_in
+from lsmfm_jax.errors import LsmfmError
+from lsmfm_jax.store.layouts import SUFFIXES, stem
+from lsmfm_jax.tasks.declaration import FinetuneTask
+from lsmfm_jax.tasks.finetune_tasks import finetune_task
 
 BLURRED = "_blurred"
 # What `predict` writes and what labels are called: never taken for an image where a folder is named.
 _NO_IMAGES = (*MASK_ENDINGS, "_prob", "_deblurred")
 
 
-class PredictionError(ValueError):
+class PredictionError(LsmfmError, ValueError):
     """A prediction cannot be made or written; the message names the file, the reason and what to do."""
 
 
@@ -35,9 +38,9 @@ def find_cases(
 ) -> tuple[list[Case], list[pathlib.Path]]:
     """The files that were named and those in folders that were named, sorted within each folder.
 
-    In a folder, labels, masks and earlier predictions are left out; for deblurring `<name>_blurred` is an image
-    and `<name>` its truth, for the other tasks `<name>_blurred` is left out. The truth is `<name>_label` beside
-    the file, or the file of that name in `label_dir`.
+    In a folder, labels, masks and earlier predictions are left out; where the task's images end in `_blurred`,
+    `<name>` is the truth of such a file, else `<name>_blurred` is left out. The truth is `<name>` with the task's
+    ending beside the file, or the file of that name in `label_dir`.
 
     Returns:
         The cases, and the files of the folders that were left out.
@@ -47,11 +50,12 @@ def find_cases(
             without its label in `label_dir`.
         MaskFolderError: `label_dir` has no labels.
     """
+    declared = finetune_task(task)
     files: list[pathlib.Path] = []
     left_out: list[pathlib.Path] = []
     for path in inputs:
         if path.is_dir():
-            images, others = _images_in(path, task)
+            images, others = _images_in(path, declared)
             files += images
             left_out += others
         elif path.is_file():
@@ -60,20 +64,19 @@ def find_cases(
             raise PredictionError(f"{path}: no such file or folder; name image files or folders of them")
     labels = None
     if label_dir is not None:
-        labels = _sharp_volumes(label_dir) if task == "deblur" else masks_in(label_dir)[0]
+        labels = _sharp_volumes(label_dir) if declared.truth_ending == "" else masks_in(label_dir)[0]
     cases: dict[str, Case] = {}
     for path in files:
-        name = stem(path)
-        name = name.removesuffix(BLURRED) if task == "deblur" else name
+        name = stem(path).removesuffix(declared.image_ending)
         if name in cases:
             raise PredictionError(
                 f"{cases[name].path} and {path} would both write {name}_*: predict on them one by one, into two folders"
             )
-        cases[name] = Case(name, path, _truth(path, name, task, labels, label_dir))
+        cases[name] = Case(name, path, _truth(path, name, declared, labels, label_dir))
     return list(cases.values()), left_out
 
 
-def _images_in(folder: pathlib.Path, task: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+def _images_in(folder: pathlib.Path, task: FinetuneTask) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     files = sorted(p for p in folder.iterdir() if p.name.lower().endswith(SUFFIXES) and p.name[0] != ".")
     names = {stem(path) for path in files}
 
@@ -81,8 +84,8 @@ def _images_in(folder: pathlib.Path, task: str) -> tuple[list[pathlib.Path], lis
         name = stem(path)
         if name.lower().endswith(_NO_IMAGES):
             return False
-        if task == "deblur":
-            return f"{name}{BLURRED}" not in names
+        if task.image_ending:
+            return f"{name}{task.image_ending}" not in names
         return not name.endswith(BLURRED)
 
     images = [path for path in files if is_image(path)]
@@ -102,7 +105,11 @@ def _sharp_volumes(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def _truth(
-    path: pathlib.Path, name: str, task: str, labels: dict[str, pathlib.Path] | None, label_dir: pathlib.Path | None
+    path: pathlib.Path,
+    name: str,
+    task: FinetuneTask,
+    labels: dict[str, pathlib.Path] | None,
+    label_dir: pathlib.Path | None,
 ) -> pathlib.Path | None:
     if labels is not None:
         if name not in labels:
@@ -110,10 +117,10 @@ def _truth(
                 f"{path}: no label of {name!r} in {label_dir}; add it, or leave the image or --label-dir out"
             )
         return labels[name]
-    if task == "classify":
+    if task.truth_ending is None:
         return None
     # The sharp volume of `<name>_blurred` is `<name>`; a file that is not called blurred has none.
-    wanted = f"{name}_label" if task == "segment" else name
+    wanted = f"{name}{task.truth_ending}"
     if stem(path) == wanted:
         return None
     candidates = [path.parent / f"{wanted}{suffix}" for suffix in SUFFIXES]

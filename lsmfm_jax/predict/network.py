@@ -1,28 +1,23 @@
-"""The network of a finetuned run, as a function of windows of raw intensities."""
+"""The network of a finetuned run, and the scale on which it sees raw intensities."""
 
 import dataclasses
-import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float, Num
 
-from lsmfm_jax.augment import scale_intensity
+from lsmfm_jax.models import BACKBONES
 from lsmfm_jax.predict.inputs import PredictionError
+from lsmfm_jax.predict.statistics import Box, Readable, VolumeStatistics, measure
 from lsmfm_jax.predict.windows import Size, WindowFunction, flip_averaged
-from lsmfm_jax.tasks.classify import build_classifier
-from lsmfm_jax.tasks.deblur import build_deblurrer
-from lsmfm_jax.tasks.segment import build_segmenter
+from lsmfm_jax.scale import Levels, Scale, scale_of
+from lsmfm_jax.scale import measure as measure_levels
+from lsmfm_jax.tasks.finetune_tasks import FINETUNING
+from lsmfm_jax.train.fingerprints import combined_fingerprint
 from lsmfm_jax.train.weights import Weights, read_weights
-
-BUILDERS: dict[str, Callable[..., Any]] = {
-    "segment": build_segmenter,
-    "classify": build_classifier,
-    "deblur": build_deblurrer,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,37 +25,48 @@ class Predictor:
     """A finetuned network on the device.
 
     Attributes:
-        task: "segment", "classify" or "deblur".
+        task: a key of `FINETUNING`.
         record: what the run wrote of itself.
         origin: folder and step of its weights.
         window: ZYX voxels that the network is applied to at a time.
-        percentiles: of a volume's intensities, that become 0 and 1.
+        scale: of intensities, as in training.
+        apply: prepared windows (B, Z, Y, X) float32 to (B, Z, Y, X) probabilities, (B, K) class probabilities, or
+            (B, Z, Y, X) sharpened volumes on the prepared scale.
+        fingerprint: of the weights.
+        temporary_bytes: of a batch size, what the network needs besides weights, input and output; 0: unknown.
     """
 
     task: str
     record: dict[str, Any]
     origin: str
     window: Size
-    percentiles: tuple[float, float]
-    _apply: Callable[[np.ndarray, np.ndarray, np.ndarray], Array | np.ndarray]
+    scale: Scale
+    apply: WindowFunction
+    fingerprint: str = ""
+    temporary_bytes: Callable[[int], int] = lambda batch_size: 0
 
-    def span(self, volume: np.ndarray) -> tuple[float, float]:
-        """The intensities of a volume that become 0 and 1."""
-        low, high = np.percentile(volume, self.percentiles)
-        return float(low), float(high)
+    def measure(self, volume: Readable, *, progress: Callable[[int], None] = lambda voxels: None) -> VolumeStatistics:
+        """What scaling needs to know of a whole volume."""
+        return measure(volume, self.scale, progress=progress)
 
-    def on(self, volume: np.ndarray) -> WindowFunction:
-        """The network as a function of windows of this volume, (B, Z, Y, X) in its own units.
+    def prepare(self, tile: np.ndarray, box: Box, levels: Levels) -> Float[np.ndarray, "z y x"]:
+        """What the network sees of raw voxels: the one place where prediction scales intensities.
 
-        It gives (B, Z, Y, X) probabilities, (B, K) class probabilities, or (B, Z, Y, X) sharpened volumes in
-        units of `span`.
+        Args:
+            tile: raw counts.
+            box: where the tile lies in its volume.
+            levels: of the whole volume.
         """
-        low, high = self.span(volume)
+        # Sharp volumes go beyond their blurred image, so the deblurrer clips by itself.
+        return levels.apply(tile, [one.start for one in box], clip=FINETUNING[self.task].clips)
 
-        def apply(windows: np.ndarray) -> Array | np.ndarray:
-            return self._apply(windows, *(np.full(len(windows), edge, np.float32) for edge in (low, high)))
+    def levels(self, volume: Num[np.ndarray, "z y x"], voxel_size_um: Sequence[float] | None = None) -> Levels:
+        """What a volume in memory measures."""
+        return measure_levels(volume, self.scale, voxel_size_um)
 
-        return apply
+    def prepared(self, volume: Num[np.ndarray, "z y x"], levels: Levels) -> Float[np.ndarray, "z y x"]:
+        """What the network sees of a volume in memory."""
+        return self.prepare(volume, tuple(slice(0, size) for size in volume.shape), levels)
 
 
 def load_predictor(checkpoint: pathlib.Path, *, window: Size | None = None, flips: bool = False) -> Predictor:
@@ -75,50 +81,72 @@ def load_predictor(checkpoint: pathlib.Path, *, window: Size | None = None, flip
         PredictionError: the run is of a task without predictions, or the window does not fit the network.
         CheckpointError: there is no run, or it is damaged.
     """
-    weights = read_weights(checkpoint)
+    return predictor_of(read_weights(checkpoint), checkpoint, window=window, flips=flips)
+
+
+def predictor_of(
+    weights: Weights, checkpoint: pathlib.Path, *, window: Size | None = None, flips: bool = False
+) -> Predictor:
+    """As `load_predictor`, of weights that were read from `checkpoint` before."""
     task = weights.record.get("task")
-    if task not in BUILDERS:
+    if task not in FINETUNING:
         raise PredictionError(
             f"{checkpoint}: a run of task {task!r} predicts nothing by itself; finetune it (lsmfm finetune, with "
-            f"init_from={str(checkpoint)!r}) and name that run; predictions come from {', '.join(BUILDERS)}"
+            f"init_from={str(checkpoint)!r}) and name that run; predictions come from {', '.join(FINETUNING)}"
         )
-    missing = [key for key in ("patch_size", "scaling") if key not in weights.record]
-    if missing:
-        raise PredictionError(f"{checkpoint / 'run.json'}: no {' and no '.join(missing)}; finetune the run again")
-    window = tuple(window or weights.record["patch_size"])
+    recorded = recorded_window(weights, checkpoint)
+    window = tuple(window or recorded)
     _check_window(window, weights.architecture)
-    scaling = weights.record["scaling"]
+    apply, temporary_bytes = _compiled(weights, window=window, flips=flips)
     return Predictor(
         task=task,
         record=weights.record,
         origin=weights.origin,
         window=window,
-        percentiles=(float(scaling["lower"]), float(scaling["upper"])),
-        _apply=_compiled(weights, flips=flips),
+        scale=scale_of(weights.record["scaling"]),
+        apply=apply,
+        fingerprint=combined_fingerprint({"params": weights.params, "batch_stats": weights.batch_stats}),
+        temporary_bytes=temporary_bytes,
     )
 
 
-def _compiled(weights: Weights, *, flips: bool) -> Callable[[np.ndarray, np.ndarray, np.ndarray], Array]:
-    network = BUILDERS[weights.record["task"]](weights.record)
-    # A sharp volume goes beyond its blurred image: the deblurrer clips where it must by itself.
-    clip = weights.record["task"] != "deblur"
+def recorded_window(weights: Weights, checkpoint: pathlib.Path) -> Size:
+    """The patch size, ZYX voxels, of a finetuned run that recorded how it saw its patches.
+
+    Raises:
+        PredictionError: it did not.
+    """
+    missing = [key for key in ("patch_size", "scaling") if key not in weights.record]
+    if missing:
+        raise PredictionError(f"{checkpoint / 'run.json'}: no {' and no '.join(missing)}; finetune the run again")
+    z, y, x = weights.record["patch_size"]
+    return z, y, x
+
+
+def _compiled(weights: Weights, *, window: Size, flips: bool) -> tuple[WindowFunction, Callable[[int], int]]:
+    """The network as a function of prepared windows, and the memory that a batch of them needs meanwhile."""
+    network = FINETUNING[weights.record["task"]].network(weights.record)
 
     @jax.jit
-    def run(params: Any, batch_stats: Any, windows: Array, low: Array, high: Array) -> Array:
+    def run(params: Any, batch_stats: Any, windows: Array) -> Array:
         def one(x: Array) -> Array:
             return network(params, batch_stats, x)
 
-        scaled = scale_intensity(windows, low, high, clip=clip)[..., None]
-        result = (flip_averaged(one) if flips else one)(scaled)
+        result = (flip_averaged(one) if flips else one)(windows[..., None])
         return result[..., 0] if result.ndim == 5 else result
+
+    def temporary_bytes(batch_size: int) -> int:
+        windows = jax.ShapeDtypeStruct((batch_size, *window), np.float32)
+        needed = run.lower(*on_device, windows).compile().memory_analysis()
+        return 0 if needed is None else int(needed.temp_size_in_bytes)
 
     # Arguments and not constants, which the compiler would fold for minutes.
     on_device = jax.device_put((weights.params, weights.batch_stats))
-    return lambda windows, low, high: run(*on_device, windows, low, high)
+    return (lambda windows: run(*on_device, windows)), temporary_bytes
 
 
 def _check_window(window: tuple[int, ...], architecture: dict[str, Any]) -> None:
-    factor = {"unet": math.prod(architecture.get("strides", ())), "swin_unetr": 32, "resnet18": 1}[architecture["name"]]
+    factor, _ = BACKBONES[architecture["name"]].divisor(architecture)
     if len(window) != 3 or any(side < factor or side % factor for side in window):
         raise PredictionError(
             f"--window {','.join(map(str, window))}: the {architecture['name']} of this run takes three multiples of "

@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float, Shaped
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lsmfm_jax.data.sealed import TEMPORARY
+from lsmfm_jax.files import replacing
+from lsmfm_jax.volumes.pictures import fullest_slice
 
 Volume = Shaped[np.ndarray, "z y x"]
 Panel = tuple[str, np.ndarray]
@@ -22,12 +23,12 @@ def draw_segmentation(
     truth: Bool[np.ndarray, "z y x"] | None,
 ) -> None:
     """Draws the slice with most foreground: image, truth and probability if any, mask over the image."""
-    z = _fullest(mask if truth is None else truth)
-    grey = _grey(image[z])
-    panels = [("input", grey)]
-    panels += [] if truth is None else [("truth", _overlay(grey, truth[z]))]
+    z = fullest_slice(mask if truth is None else truth)
+    pixels = grey(image[z])
+    panels = [("input", pixels)]
+    panels += [] if truth is None else [("truth", overlay(pixels, truth[z]))]
     panels += [] if probability is None else [("probability", probability[z])]
-    panels += [("prediction", _overlay(grey, mask[z]))]
+    panels += [("prediction", overlay(pixels, mask[z]))]
     _draw(path, panels, f"z = {z} of {len(image)}")
 
 
@@ -36,7 +37,7 @@ def draw_deblurring(path: pathlib.Path, image: Volume, sharp: Volume, truth: Vol
     z = len(image) // 2
     low, high = np.percentile(image[z], (1, 99.9))
     panels = [("input", image), *([] if truth is None else [("truth", truth)]), ("prediction", sharp)]
-    _draw(path, [(name, _grey(volume[z], low, high)) for name, volume in panels], f"z = {z} of {len(image)}")
+    _draw(path, [(name, grey(volume[z], low, high)) for name, volume in panels], f"z = {z} of {len(image)}")
 
 
 def draw_classification(
@@ -51,7 +52,7 @@ def draw_classification(
     figure = Figure(figsize=(7.0, max(2.6, 0.3 * len(classes))), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    left.imshow(_grey(image[z]), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+    left.imshow(grey(image[z]), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
     left.set_title("input" if truth is None else f"input: {truth}", fontsize=9)
     left.set_xticks([])
     left.set_yticks([])
@@ -78,24 +79,20 @@ def _draw(path: pathlib.Path, panels: Sequence[Panel], label: str) -> None:
 
 
 def _save(figure: Figure, path: pathlib.Path) -> None:
-    temporary = path.with_name(path.name + TEMPORARY)
-    figure.savefig(temporary, dpi=110, format="png")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
 
 
-def _fullest(mask: np.ndarray) -> int:
-    counts = mask.reshape(len(mask), -1).sum(axis=1)
-    return int(np.argmax(counts)) if counts.any() else len(mask) // 2
-
-
-def _grey(pixels: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
+def grey(pixels: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
+    """Pixels from 0 to 1; without limits, the 1st and the 99.7th percentile."""
     pixels = pixels.astype(np.float32)
     if low is None or high is None:
         low, high = np.percentile(pixels, (1, 99.7))
     return np.clip((pixels - low) / max(high - low, 1e-6), 0.0, 1.0)
 
 
-def _overlay(grey: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    coloured = np.repeat(0.85 * grey[..., None], 3, axis=-1)
+def overlay(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Grey pixels in colour, orange where the mask is."""
+    coloured = np.repeat(0.85 * pixels[..., None], 3, axis=-1)
     coloured[mask] = 0.5 * coloured[mask] + 0.5 * np.array([1.0, 0.55, 0.0], np.float32)
     return coloured

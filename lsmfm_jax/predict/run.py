@@ -1,52 +1,27 @@
 """Predictions on files: masks, classes or deblurred volumes, a table and a picture of each."""
 
-import dataclasses
 import pathlib
 import re
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from lsmfm_jax.data.captions import normalise_key
-from lsmfm_jax.data.volumes import VolumeError, VolumeInfo, read_single, write_nifti
+from lsmfm_jax.data.label_checks import check_labels
+from lsmfm_jax.data.label_grid import LabelGridError, on_grid_of
+from lsmfm_jax.data.labels import IGNORED, LabelError, LabelValues, label_values, target_of
 from lsmfm_jax.metrics.image import image_scores
 from lsmfm_jax.metrics.segmentation import segmentation_scores
+from lsmfm_jax.predict import in_memory
+from lsmfm_jax.predict.in_memory import Result, Settings, VoxelSize
 from lsmfm_jax.predict.inputs import Case, PredictionError, find_cases
 from lsmfm_jax.predict.network import Predictor, load_predictor
 from lsmfm_jax.predict.pictures import draw_classification, draw_deblurring, draw_segmentation
-from lsmfm_jax.predict.table import TABLE, Row, cell, summarise, write_table
-from lsmfm_jax.predict.windows import Size, average_windows, blend_windows
-
-# What each task writes for `<name>`, beside its row in the table.
-ENDINGS = {
-    "segment": ("_mask.nii.gz", "_prob.nii.gz", ".png"),
-    "classify": (".png",),
-    "deblur": ("_deblurred.nii.gz", ".png"),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How predictions are made.
-
-    Attributes:
-        overlap_frac: least share of a window that the next one covers again, at most 0.9.
-        threshold: probability from which on a voxel is foreground.
-        batch_size: windows on the device at a time.
-    """
-
-    overlap_frac: float = 0.25
-    threshold: float = 0.5
-    batch_size: int = 1
-
-    def __post_init__(self) -> None:
-        for name, value, low, high in (
-            ("--overlap", self.overlap_frac, 0.0, 0.9),
-            ("--threshold", self.threshold, 0.0, 1.0),
-            ("--batch", self.batch_size, 1, 4096),
-        ):
-            if not low <= value <= high:
-                raise PredictionError(f"{name} {value}: between {low} and {high} is needed")
+from lsmfm_jax.predict.table import CONFUSION, SUMMARY, TABLE, Row, cell, summarise, write_table
+from lsmfm_jax.predict.windows import Size
+from lsmfm_jax.scale import Levels
+from lsmfm_jax.store.captions import normalise_key
+from lsmfm_jax.volumes.read import VolumeError, VolumeInfo, read_single, write_nifti
 
 
 def predict(
@@ -88,12 +63,15 @@ def predict(
     settings = settings or Settings()
     predictor = load_predictor(checkpoint, window=window, flips=flips)
     task = predictor.task
+    if task not in WRITERS:
+        raise PredictionError(f"{checkpoint}: task {task!r} writes no files; those of {', '.join(WRITERS)} do")
+    writer = WRITERS[task]
     return write_cases(
         inputs,
         out,
-        lambda case: WRITERS[task](predictor, case, out, settings),
+        lambda case: writer.write(predictor, case, out, settings),
         task=task,
-        endings=ENDINGS[task],
+        endings=writer.endings,
         title=f"{task} with {predictor.origin}, windows of {' x '.join(map(str, predictor.window))} voxels"
         f"{', mean of 8 flips' if flips else ''}",
         label_dir=label_dir,
@@ -153,56 +131,48 @@ def write_cases(
 
 
 def _segment(predictor: Predictor, case: Case, out: pathlib.Path, settings: Settings) -> Row:
-    image, info = read_single(case.path)
-    truth = truth_like(case, image)
-    truth = None if truth is None else truth > 0
-    probability = np.clip(_blended(predictor, image, settings), 0.0, 1.0)
-    mask = probability >= settings.threshold
+    image, info = read_single(case.path, allow_constant=True)
+    truth = mask_like(case, image, info, label_values(predictor.record.get("labels")))
+    found = in_memory.segment(predictor, image, info.voxel_size_um, settings)
+    probability, mask = found.probability, found.mask
     write_nifti(out / f"{case.name}_mask.nii.gz", mask.astype(np.uint8), like=info)
     write_nifti(out / f"{case.name}_prob.nii.gz", probability, like=info)
-    draw_segmentation(out / f"{case.name}.png", image, probability, mask, truth)
-    row = volume_facts(image, info, predictor.span(image)) | {
+    draw_segmentation(out / f"{case.name}.png", image, probability, mask, None if truth is None else truth == 1)
+    row = volume_facts(image, info, found.levels) | {
         "threshold": settings.threshold,
         "foreground_frac": float(mask.mean()),
         "mean_probability": float(probability.mean()),
     }
     if truth is None:
         return row
-    scores = segmentation_scores(probability, truth.astype(np.uint8), threshold=settings.threshold)
+    scores = segmentation_scores(mask, truth == 1, annotated=truth != IGNORED)
     return {**row, "truth": str(case.truth), **scores}
 
 
 def write_classes(predictor: Predictor, case: Case, out: pathlib.Path, settings: Settings) -> Row:
     """Writes the picture of a classified file and gives its row."""
     image, info = read_single(case.path)
-    classes = [str(name) for name in predictor.record["classes"]]
-    probabilities = average_windows(
-        predictor.on(image),
-        image,
-        window=predictor.window,
-        overlap_frac=settings.overlap_frac,
-        batch_size=settings.batch_size,
-    )
+    found = in_memory.classify(predictor, image, info.voxel_size_um, settings)
+    classes, probabilities = list(found.probabilities), np.array(list(found.probabilities.values()), np.float32)
     truth = _class_of(case, classes)
-    predicted = classes[int(np.argmax(probabilities))]
     draw_classification(out / f"{case.name}.png", image, probabilities, classes, truth)
-    row = volume_facts(image, info, predictor.span(image)) | {"class": predicted}
+    row = volume_facts(image, info, found.levels) | {"class": found.class_name}
     if truth is not None:
-        row |= {"truth": truth, "correct": int(predicted == truth)}
-    return row | {f"probability_{name}": float(p) for name, p in zip(classes, probabilities, strict=True)}
+        row |= {"truth": truth, "correct": int(found.class_name == truth)}
+    return row | {f"probability_{name}": probability for name, probability in found.probabilities.items()}
 
 
 def _deblur(predictor: Predictor, case: Case, out: pathlib.Path, settings: Settings) -> Row:
     image, info = read_single(case.path)
-    truth = truth_like(case, image)
-    low, high = predictor.span(image)
+    truth = truth_like(case, image, info)
+    found = in_memory.deblur(predictor, image, info.voxel_size_um, settings)
+    sharp, levels = found.volume, found.levels
+    low, high = levels.low, levels.high
     span = high - low if high > low else 1.0
-    result = _blended(predictor, image, settings)
-    sharp = (low + result * span).astype(np.float32)
     write_nifti(out / f"{case.name}_deblurred.nii.gz", sharp, like=info)
     draw_deblurring(out / f"{case.name}.png", image, sharp, truth)
     difference = float(np.abs(sharp - image).mean())
-    row = volume_facts(image, info, predictor.span(image)) | {
+    row = volume_facts(image, info, levels) | {
         "minimum": float(sharp.min()),
         "maximum": float(sharp.max()),
         "mean_absolute_change": difference,
@@ -220,37 +190,63 @@ def _deblur(predictor: Predictor, case: Case, out: pathlib.Path, settings: Setti
     return {**row, "truth": str(case.truth), **scores, **before}
 
 
-WRITERS: dict[str, Callable[[Predictor, Case, pathlib.Path, Settings], Row]] = {
-    "segment": _segment,
-    "classify": write_classes,
-    "deblur": _deblur,
+class Writer(NamedTuple):
+    """What prediction writes for a file `<name>` with a run of some task.
+
+    Attributes:
+        write: writes the files and gives the row of the table.
+        endings: of those files.
+        compute: gives the result of a volume in memory, raw counts (Z, Y, X), for the Python API; None: it has none.
+        takes_constant: whether a volume whose voxels are all the same has a result.
+    """
+
+    write: Callable[[Predictor, Case, pathlib.Path, Settings], Row]
+    endings: tuple[str, ...]
+    compute: Callable[[Predictor, np.ndarray, VoxelSize, Settings], Result] | None = None
+    takes_constant: bool = False
+
+
+WRITERS: dict[str, Writer] = {
+    "segment": Writer(_segment, ("_mask.nii.gz", "_prob.nii.gz", ".png"), in_memory.segment, takes_constant=True),
+    "classify": Writer(write_classes, (".png",), in_memory.classify),
+    "deblur": Writer(_deblur, ("_deblurred.nii.gz", ".png"), in_memory.deblur),
 }
 
 
-def _blended(predictor: Predictor, image: np.ndarray, settings: Settings) -> np.ndarray:
-    return blend_windows(
-        predictor.on(image),
-        image,
-        window=predictor.window,
-        overlap_frac=settings.overlap_frac,
-        batch_size=settings.batch_size,
-    )
-
-
-def truth_like(case: Case, image: np.ndarray) -> np.ndarray | None:
+def truth_like(case: Case, image: np.ndarray, info: VolumeInfo) -> np.ndarray | None:
     """The truth of a case, if it has one.
 
     Raises:
-        PredictionError: its shape is not that of the image.
+        PredictionError: its shape is not that of the image, or by their affines it does not lie on it.
     """
     if case.truth is None:
         return None
-    truth, _ = read_single(case.truth, allow_constant=True)
+    truth, truth_info = read_single(case.truth, allow_constant=True)
+    try:
+        truth = on_grid_of(truth, truth_info, like=info, like_shape=image.shape)
+    except LabelGridError as error:
+        raise PredictionError(str(error)) from None
     if truth.shape != image.shape:
         raise PredictionError(
             f"{case.truth}: its shape is {truth.shape}, that of {case.path} {image.shape} (ZYX); they must be equal"
         )
     return truth
+
+
+def mask_like(case: Case, image: np.ndarray, info: VolumeInfo, values: LabelValues) -> np.ndarray | None:
+    """The mask of a case, if it has one: 1, 0, and `IGNORED` where nothing is annotated.
+
+    Raises:
+        PredictionError: its shape is not that of the image, or a label value has no meaning.
+    """
+    labels = truth_like(case, image, info)
+    if labels is None:
+        return None
+    try:
+        check_labels(labels, values, source=str(case.truth))
+        return target_of(labels, values, source=str(case.truth))
+    except LabelError as error:
+        raise PredictionError(str(error)) from None
 
 
 def _class_of(case: Case, classes: Sequence[str]) -> str | None:
@@ -262,24 +258,27 @@ def _class_of(case: Case, classes: Sequence[str]) -> str | None:
     return None
 
 
-def volume_facts(image: np.ndarray, info: VolumeInfo, span: tuple[float, float]) -> Row:
+def volume_facts(image: np.ndarray, info: VolumeInfo, levels: Levels) -> Row:
     """What the table has of every volume: shape, voxel size, and the counts that became 0 and 1."""
     size = info.voxel_size_um
     return {
         "shape": " ".join(map(str, image.shape)),
         "voxel_size_um": "" if size is None else " ".join(f"{side:g}" for side in size),
-        "scaled_from": span[0],
-        "scaled_to": span[1],
+        "scaled_from": levels.low,
+        "scaled_to": levels.high,
     }
 
 
 def _check_outputs(cases: Sequence[Case], out: pathlib.Path, endings: Sequence[str], *, overwrite: bool) -> None:
     targets = [out / f"{case.name}{ending}" for case in cases for ending in endings]
+    if out.exists() and not out.is_dir():
+        raise PredictionError(f"--out {out}: a file, and the results are several: name a folder")
     inputs = {path.resolve() for case in cases for path in (case.path, case.truth) if path is not None}
     own = [str(path) for path in targets if path.resolve() in inputs]
     if own:
         raise PredictionError(f"{own[0]}: an input would be replaced by its prediction; name another --out")
-    there = [path for path in (*targets, out / TABLE) if path.exists()]
+    tables = [out / name for name in (TABLE, SUMMARY, f"{CONFUSION}.csv", f"{CONFUSION}.png")]
+    there = [path for path in (*targets, *tables) if path.exists()]
     if there and not overwrite:
         raise PredictionError(
             f"{there[0]}{f' and {len(there) - 1} more' if len(there) > 1 else ''}: there already; name a new folder "

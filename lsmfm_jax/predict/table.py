@@ -2,7 +2,6 @@
 
 import csv
 import math
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from lsmfm_jax.data.layouts import stem
 from lsmfm_jax.data.mask_folders import volume_of
-from lsmfm_jax.data.sealed import TEMPORARY
+from lsmfm_jax.files import replacing
 from lsmfm_jax.metrics.classification import (
     classification_scores,
     confusion_figure,
@@ -20,6 +18,7 @@ from lsmfm_jax.metrics.classification import (
     write_confusion_csv,
 )
 from lsmfm_jax.metrics.intervals import Interval, bootstrap_mean, bootstrap_statistic
+from lsmfm_jax.store.layouts import stem
 
 TABLE = "predictions.csv"
 SUMMARY = "summary.csv"
@@ -33,12 +32,10 @@ _PROBABILITY = "probability_"
 def write_table(path: pathlib.Path, rows: Sequence[Row]) -> None:
     """Writes rows as CSV, with the columns of them all; the file is replaced in one step."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    temporary = path.with_name(path.name + TEMPORARY)
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
-    os.replace(temporary, path)
 
 
 def cell(value: Any) -> str:
@@ -99,7 +96,8 @@ def _of_classes(
     write_confusion_csv(matrix, classes, out / f"{CONFUSION}.csv")
     figure = confusion_figure(matrix, classes)
     FigureCanvasAgg(figure)
-    figure.savefig(out / f"{CONFUSION}.png", dpi=110)
+    with replacing(out / f"{CONFUSION}.png") as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
 
     def macro_f1(places: np.ndarray) -> float:
         drawn = confusion_matrix(truth[places], predicted[places], classes=len(classes))
@@ -114,10 +112,19 @@ def _of_classes(
 
 def _text(by_patch: Interval, by_volume: Interval) -> str:
     limits = [
-        "[-]" if math.isnan(interval.low) else f"[{interval.low:.3f}, {interval.high:.3f}]"
+        _limits_text(None if math.isnan(interval.low) else (interval.low, interval.high))
         for interval in (by_patch, by_volume)
     ]
     return " ".join([f"{by_patch.value:.3f}", *limits])
+
+
+def interval_text(value: float, limits: Sequence[float] | None) -> str:
+    """A value with its interval, as tables print it; `[-]` where there are too few units for one."""
+    return f"{value:.3f} {_limits_text(limits)}"
+
+
+def _limits_text(limits: Sequence[float] | None) -> str:
+    return "[-]" if limits is None else f"[{limits[0]:.3f}, {limits[1]:.3f}]"
 
 
 def _is_nan(value: Any) -> bool:

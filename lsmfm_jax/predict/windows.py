@@ -69,23 +69,39 @@ def blend_windows(
         batch_size: windows a call.
     """
     padded, inside = pad_to_window(volume, window)
-    starts = [window_starts(*sizes, overlap_frac) for sizes in zip(padded.shape, window, strict=True)]
+    axes = window_grid(padded.shape, window, overlap_frac)
+    blended = np.zeros(padded.shape, np.float32)
+    starts = [list(axis) for axis in axes]
+    for corners, maps in _batches(apply, padded, starts, window=window, batch_size=batch_size):
+        for corner, one in zip(corners, maps, strict=True):
+            z, y, x = (axis[start] for axis, start in zip(axes, corner, strict=True))
+            factor = z[:, None, None] * y[:, None] * x
+            blended[_box(corner, window)] += one * factor.astype(np.float32)
+    return blended[inside]
+
+
+def window_grid(
+    shape: tuple[int, ...], window: Size, overlap_frac: float
+) -> tuple[dict[int, Float[np.ndarray, " w"]], ...]:
+    """Where windows begin along each axis, and the share that a window has in each of its voxels there.
+
+    The share of a window in a voxel is the product of those along the axes; over all windows they add up to 1.
+
+    Args:
+        shape: of the volume, no axis shorter than the window.
+        window: ZYX voxels.
+        overlap_frac: least share of a window that the next one covers again.
+    """
+    starts = [window_starts(*sizes, overlap_frac) for sizes in zip(shape, window, strict=True)]
     weights = [axis_weights(size) for size in window]
     if math.prod(map(len, starts)) == 1:
         weights = [np.ones(size) for size in window]
     # Starts form a grid and weights are products, so their sum over windows is a product of sums along axes.
-    totals = [_summed(*one, size=size) for *one, size in zip(starts, weights, padded.shape, strict=True)]
-    shares = [
+    totals = [_summed(*one, size=size) for *one, size in zip(starts, weights, shape, strict=True)]
+    return tuple(
         {start: weight / total[start : start + len(weight)] for start in along}
         for along, weight, total in zip(starts, weights, totals, strict=True)
-    ]
-    blended = np.zeros(padded.shape, np.float32)
-    for corners, maps in _batches(apply, padded, starts, window=window, batch_size=batch_size):
-        for corner, one in zip(corners, maps, strict=True):
-            z, y, x = (share[start] for share, start in zip(shares, corner, strict=True))
-            factor = z[:, None, None] * y[:, None] * x
-            blended[_box(corner, window)] += one * factor.astype(np.float32)
-    return blended[inside]
+    )
 
 
 def average_windows(

@@ -3,12 +3,11 @@
 from collections.abc import Callable
 
 from lsmfm_jax.tasks.finetune_setup import finetuning_setup
+from lsmfm_jax.tasks.finetune_tasks import FINETUNING
 from lsmfm_jax.tasks.pretrain_setup import pretraining_setup
 from lsmfm_jax.train.run import Setup
 
 SETUPS: dict[str, Callable[..., Setup]] = {
     "pretrain": pretraining_setup,
-    "segment": finetuning_setup,
-    "classify": finetuning_setup,
-    "deblur": finetuning_setup,
+    **dict.fromkeys(FINETUNING, finetuning_setup),
 }

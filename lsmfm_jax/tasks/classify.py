@@ -1,20 +1,22 @@
 """Classification: the encoder's deepest map, its mean over voxels, one linear layer (paper, section 3)."""
 
+import collections
 import dataclasses
 import functools
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from lsmfm_jax.augment import augment
-from lsmfm_jax.losses.classify import class_weights
+from lsmfm_jax.data.labelled_batches import read_classification
+from lsmfm_jax.losses.classify import class_weights, cross_entropy, shares_by_class
 from lsmfm_jax.metrics.classification import classification_scores, confusion_matrix
+from lsmfm_jax.tasks.declaration import FinetuneTask, Patches, Read, Say
 from lsmfm_jax.tasks.finetune_pictures import draw_classes
 from lsmfm_jax.tasks.finetune_rows import (
     as_task,
@@ -26,8 +28,7 @@ from lsmfm_jax.tasks.finetune_rows import (
     sums_by_sample,
 )
 from lsmfm_jax.tasks.finetuning import Network, backbone_of, init_linear, pooled_head
-from lsmfm_jax.tasks.inputs import augment_settings
-from lsmfm_jax.train.optim import leaf_path
+from lsmfm_jax.tasks.inputs import augment_settings, configured_scale, varied
 from lsmfm_jax.train.task import Local, PyTree, Rows, Task
 
 
@@ -35,7 +36,6 @@ from lsmfm_jax.train.task import Local, PyTree, Rows, Task
 class _Classification:
     config: ConfigDict
     network: Network
-    encoder: str
     classes: tuple[str, ...]
     class_weights: tuple[float, ...]
 
@@ -56,27 +56,22 @@ class _Classification:
     def prepare(self, batch: Rows, key: Array, step: Array) -> Rows:
         """Scales and augments a batch, and weighs its samples by their class."""
         settings = augment_settings(self.config.augment)
-        image = augment(scaled_images(batch), sample_keys(key, batch), settings=settings)
-        weight = jnp.asarray(self.class_weights)[batch["label"]]
+        keys = sample_keys(key, batch)
+        image = augment(varied(scaled_images(batch), keys, self.config), keys, settings=settings)
         # Over the whole batch, so that micro-batches add up to it.
         return {
             "image": image,
             "label": batch["label"],
-            "share": weight / jnp.sum(weight),
+            "share": shares_by_class(jnp.asarray(self.class_weights), batch["label"]),
             "count": equal_shares(batch),
         }
 
     def local(self, params: PyTree, batch_stats: PyTree, teacher: PyTree, rows: Rows, step: Array) -> Local:
         """The loss of a micro-batch."""
-        trunk, changed = self.network.training_trunk(params, batch_stats, rows["image"], step)
+        # The decoder is not used and frozen, statistics too: so its whole computation is left out.
+        trunk, statistics = self.network.training_trunk(params, batch_stats, rows["image"], step)
         logits = pooled_head(params["head"], trunk)
-        loss = jnp.sum(rows["share"] * _cross_entropies(logits, rows["label"]))
-        # The decoder is not used: its statistics rest, and with them its whole computation is left out.
-        statistics = jax.tree_util.tree_map_with_path(
-            lambda path, new, old: new if re.search(self.encoder, leaf_path(path)) else old,
-            changed,
-            batch_stats["backbone"],
-        )
+        loss = jnp.sum(rows["share"] * cross_entropy(logits, rows["label"]))
         right = jnp.sum(rows["count"] * (jnp.argmax(logits, axis=1) == rows["label"]))
         return Local(loss, {**batch_stats, "backbone": statistics}, {"accuracy": right}, None)
 
@@ -85,7 +80,7 @@ class _Classification:
         logits = pooled_head(params["head"], self.network.trunk(params, batch_stats, scaled_images(batch)))
         return {
             "probability": jax.nn.softmax(logits),
-            "loss": _cross_entropies(logits, batch["label"]),
+            "loss": cross_entropy(logits, batch["label"]),
             "label": batch["label"],
             "weight": batch["weight"],
             "sample": batch["sample"],
@@ -112,24 +107,17 @@ class _Classification:
         }
 
 
-def _cross_entropies(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
-    return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
-
-
-def classification_task(
-    config: ConfigDict, network: Network, *, encoder: str, classes: Sequence[str], counts: Sequence[int]
-) -> Task:
+def classification_task(config: ConfigDict, network: Network, *, classes: Sequence[str], counts: Sequence[int]) -> Task:
     """The functions of classification.
 
     Args:
         config: of task `classify`.
         network: the backbone.
-        encoder: regular expression of the parameters that are used, in paths below the backbone.
         classes: names, in the order of their numbers.
         counts: training patches of each class.
     """
     weights = class_weights(np.asarray(counts), method=config.loss.class_weights, beta=config.loss.effective_beta)
-    parts = _Classification(config, network, encoder, tuple(classes), tuple(float(weight) for weight in weights))
+    parts = _Classification(config, network, tuple(classes), tuple(float(weight) for weight in weights))
     return as_task(parts, functools.partial(draw_classes, classes=tuple(classes)))
 
 
@@ -144,7 +132,7 @@ def build_classifier(
 
     Returns:
         A pure `apply(params, batch_stats, volumes) -> probabilities` of each class; the trees are those of
-        `read_weights`, volumes are scaled to [0, 1] by the percentiles in `record["scaling"]` and clipped.
+        `read_weights`, volumes are scaled to [0, 1] as `record["scaling"]` says and clipped.
     """
     network = Network(backbone_of(record["architecture"], dtype=dtype))
 
@@ -152,3 +140,32 @@ def build_classifier(
         return jax.nn.softmax(pooled_head(params["head"], network.trunk(params, batch_stats, volumes)))
 
     return apply
+
+
+def _functions(config: ConfigDict, network: Network, patches: Patches, say: Say) -> tuple[Task, dict[str, Any]]:
+    counts = np.bincount([patch.label for patch in patches.train], minlength=len(patches.classes))
+    task = classification_task(config, network, classes=patches.classes, counts=[int(count) for count in counts])
+    head = {"kind": "pooled", "outputs": len(patches.classes), "classes": list(patches.classes)}
+    return task, {"head": head, "classes": list(patches.classes)}
+
+
+def _reader(config: ConfigDict, classes: tuple[str, ...]) -> Read:
+    return functools.partial(read_classification, classes=classes, scale=configured_scale(config))
+
+
+def _describe(config: ConfigDict, patches: Patches, say: Say) -> None:
+    counts = collections.Counter(patch.label for patch in patches.train)
+    say("classes: " + ", ".join(f"{name} ({counts[k]})" for k, name in enumerate(patches.classes)))
+
+
+CLASSIFY = FinetuneTask(
+    functions=_functions,
+    reader=_reader,
+    network=build_classifier,
+    monitor="accuracy",
+    higher_is_better=True,
+    describe=_describe,
+    has_classes=True,
+    uses_decoder=False,
+    truth_ending=None,
+)

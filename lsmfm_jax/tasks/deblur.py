@@ -6,6 +6,7 @@ are brighter than anything in their blurred image, and the input's percentiles w
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,13 +16,14 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from lsmfm_jax.augment import augment_geometry
-from lsmfm_jax.data.labelled_batches import LabelledPatch
+from lsmfm_jax.data.labelled_batches import Blur, LabelledPatch, read_deblurring
 from lsmfm_jax.losses import deblur as losses
 from lsmfm_jax.models.backbone import Trunk
+from lsmfm_jax.tasks.declaration import FinetuneTask, Patches, Read, Say
 from lsmfm_jax.tasks.finetune_pictures import draw_volumes
 from lsmfm_jax.tasks.finetune_rows import as_task, equal_shares, first_rows, real_rows, sample_keys, scaled_images
 from lsmfm_jax.tasks.finetuning import Network, backbone_of, dense_head
-from lsmfm_jax.tasks.inputs import geometry_settings
+from lsmfm_jax.tasks.inputs import configured_scale, geometry_settings
 from lsmfm_jax.train.task import Local, PyTree, Rows, Task
 
 
@@ -52,20 +54,14 @@ class _Deblurring:
 
     def terms(self, prediction: Array, target: Array) -> dict[str, Float[Array, " b"]]:
         """The terms of the loss and their sum for each sample."""
-        terms = {
-            "l1": losses.absolute_error(prediction, target),
-            "ssim": losses.ssim(prediction, target),
-            "edge": losses.edge_error(prediction, target),
-            "high_frequency": losses.high_frequency_error(prediction, target),
-        }
         weights = self.config.loss
-        loss = (
-            terms["l1"]
-            + weights.ssim * (1.0 - terms["ssim"])
-            + weights.edge * terms["edge"]
-            + weights.high_frequency * terms["high_frequency"]
+        return losses.deblur_terms(
+            prediction,
+            target,
+            ssim_weight=weights.ssim,
+            edge_weight=weights.edge,
+            high_frequency_weight=weights.high_frequency,
         )
-        return {"loss": loss, **terms}
 
     def predict(self, head: PyTree, trunk: Trunk, volumes: Float[Array, "b z y x 1"]) -> Float[Array, "b z y x 1"]:
         """The sharpened volumes, on the target's scale."""
@@ -165,3 +161,31 @@ def build_deblurrer(
         return jnp.clip(wide + residual, 0.0, 1.0) * (top - bottom) + bottom
 
     return apply
+
+
+def _functions(config: ConfigDict, network: Network, patches: Patches, say: Say) -> tuple[Task, dict[str, Any]]:
+    bottom, top = measure_target_range(patches.train)
+    say(f"target range {bottom:.3f} to {top:.3f} on the scale of the blurred input's percentiles")
+    facts = {"head": {"kind": "dense", "outputs": 1}, "target_range": [bottom, top]}
+    return deblurring_task(config, network, target_range=(bottom, top)), facts
+
+
+def _reader(config: ConfigDict, classes: tuple[str, ...]) -> Read:
+    made, blur = config.blur, None
+    if made.source == "made":
+        blur = Blur(tuple(made.sigma_voxels), tuple(made.sigma_um), made.noise_counts, config.seed)
+    return functools.partial(read_deblurring, blur=blur, scale=configured_scale(config))
+
+
+DEBLUR = FinetuneTask(
+    functions=_functions,
+    reader=_reader,
+    network=build_deblurrer,
+    monitor="loss",
+    higher_is_better=False,
+    companion=lambda config: "" if config.blur.source == "made" else "_blurred",
+    # A sharp volume goes beyond its blurred image: the network clips its own input.
+    clips=False,
+    image_ending="_blurred",
+    truth_ending="",
+)

@@ -8,6 +8,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from lsmfm_jax.data.labels import IGNORED
+from lsmfm_jax.files import replacing
+from lsmfm_jax.volumes.pictures import fullest_slice
+
 Panel = tuple[np.ndarray, dict[str, Any]]
 _GREY = {"cmap": "gray", "vmin": 0.0, "vmax": 1.0}
 
@@ -16,20 +20,21 @@ def draw_masks(arrays: dict[str, Any], path: pathlib.Path) -> None:
     """Draws the slice with the most foreground of each window: input, truth, probability, and where they differ.
 
     Args:
-        arrays: `image` and `prediction` (B, Z, Y, X) in [0, 1], `truth` of the same shape, 0 or 1, and `weight`
-            (B,), 0 for rows that only fill up a batch.
+        arrays: `image` and `prediction` (B, Z, Y, X) in [0, 1], `truth` of the same shape, 0, 1 or `IGNORED` (drawn
+            grey, and in no difference), and `weight` (B,), 0 for rows that only fill up a batch.
         path: PNG to write.
     """
 
     def panels(row: int) -> tuple[str, list[Panel]]:
-        truth = arrays["truth"][row] > 0
-        z = _fullest(truth)
-        image, prediction, truth = arrays["image"][row][z], arrays["prediction"][row][z], truth[z]
+        labels = arrays["truth"][row]
+        z = fullest_slice(labels == 1) if (labels == 1).any() else fullest_slice(labels != IGNORED)
+        image, prediction, labels = arrays["image"][row][z], arrays["prediction"][row][z], labels[z]
+        annotated, truth = labels != IGNORED, labels == 1
         return f"z = {z}", [
             (image, _GREY),
-            (truth.astype(np.float32), _GREY),
+            (np.where(annotated, truth, 0.5).astype(np.float32), _GREY),
             (prediction, {"cmap": "magma", "vmin": 0.0, "vmax": 1.0}),
-            (_differences(image, prediction >= 0.5, truth), {}),
+            (_differences(image, (prediction >= 0.5) & annotated, truth), {}),
         ]
 
     _draw(arrays, path, ("input", "truth", "probability", "right, missed, false"), panels)
@@ -75,7 +80,8 @@ def draw_classes(arrays: dict[str, Any], path: pathlib.Path, *, classes: Sequenc
         axes[1].set(xlim=(0.0, 1.0))
         axes[1].set_yticks(range(len(classes)), classes, fontsize=7)
         axes[1].invert_yaxis()
-    figure.savefig(path, dpi=110)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
 
 
 def _draw(arrays: dict[str, Any], path: pathlib.Path, columns: tuple[str, ...], panels: Any) -> None:
@@ -91,13 +97,8 @@ def _draw(arrays: dict[str, Any], path: pathlib.Path, columns: tuple[str, ...], 
         axes[line][0].set_ylabel(label, fontsize=8)
     for axis, title in zip(axes[0], columns, strict=True):
         axis.set_title(title, fontsize=9)
-    figure.savefig(path, dpi=110)
-
-
-def _fullest(mask: np.ndarray) -> int:
-    """The slice with the most foreground; the middle one where there is none."""
-    counts = mask.reshape(len(mask), -1).sum(axis=1)
-    return int(counts.argmax()) if counts.any() else len(mask) // 2
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
 
 
 def _differences(image: np.ndarray, predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from lsmfm_jax.config import ConfigError, check_divisible
-from lsmfm_jax.tasks.finetuning import SWIN_BOTTLENECK, TOPS, Network, backbone_of, encoder_pattern
+from lsmfm_jax.config import ConfigError, check_divisible, check_step_count
+from lsmfm_jax.models import BACKBONES, configured_architecture
+from lsmfm_jax.tasks.finetune_tasks import finetune_task
+from lsmfm_jax.tasks.finetuning import Network, backbone_of
 from lsmfm_jax.train.optim import Group, Rule, leaf_path
 from lsmfm_jax.train.run import has_checkpoint
 from lsmfm_jax.train.task import PyTree
@@ -39,15 +41,13 @@ def read_start(config: ConfigDict, folder: pathlib.Path, *, say: Callable[[str],
         architecture = weights.architecture
         say(f"architecture of {weights.origin}: {_described(architecture)}; of model.* only dtype is used")
     else:
-        dense = {} if model.name == "resnet18" else {"out_channels": model.out_channels}
-        architecture = {"name": model.name, **dense, **model[model.name].to_dict()}
+        architecture = configured_architecture(model.to_dict())
     if architecture["name"] != model.name:
         raise ConfigError(
             f"init_from: {config.init_from} holds a {architecture['name']}, and model.name is {model.name!r}; "
             f"use the recipe of the {architecture['name']}, or set model.name to it"
         )
-    strides = architecture.get("strides", ())
-    check_divisible("data.patch_size", config.data.patch_size, name=architecture["name"], strides=strides)
+    check_divisible("data.patch_size", config.data.patch_size, architecture=architecture)
     return Start(architecture, weights)
 
 
@@ -57,38 +57,39 @@ def _described(architecture: dict[str, Any]) -> str:
 
 
 def build_network(config: ConfigDict, architecture: dict[str, Any], *, steps_per_epoch: int) -> Network:
-    """The backbone, its encoder resting as configured; from scratch it rests only if it is frozen to the end."""
-    return Network(
-        backbone_of(architecture, dtype=config.model.dtype),
-        encoder=_encoder(config, architecture["name"]),
-        frozen=config.encoder.frozen,
-        thaw_step=config.encoder.thaw_epochs * steps_per_epoch if config.init_from else 0,
-    )
+    """The backbone with its optimiser groups; `rules` of it are those of the whole run."""
+    rules = finetuning_rules(config, architecture["name"], steps_per_epoch=steps_per_epoch)
+    return Network(backbone_of(architecture, dtype=config.model.dtype), rules)
 
 
-def finetuning_rules(config: ConfigDict, name: str, *, network: Network) -> list[Rule]:
-    """Optimiser groups: encoder, the SwinUNETR's bottleneck, decoder, head; all parameters are covered.
+def finetuning_rules(config: ConfigDict, name: str, *, steps_per_epoch: int) -> list[Rule]:
+    """Optimiser groups: encoder, bottleneck where there is one apart, decoder, head; all parameters are covered.
 
-    Classification uses no decoder: it is kept as it is.
+    The encoder is frozen as configured; from scratch it is frozen only if it is so to the end. Classification uses no
+    decoder: it is kept as it is.
     """
-    multiplier = config.encoder.rate_multiplier if config.init_from else 1.0
-    encoder = Group("encoder", rate_multiplier=multiplier, thaw_step=network.thaw_step, frozen=config.encoder.frozen)
-    rules = [Rule(_below_backbone(network.encoder), encoder)]
-    if name == "swin_unetr":
-        rules.append(Rule(_below_backbone(SWIN_BOTTLENECK), Group("bottleneck")))
-    if config.task == "classify":
-        rules.append(Rule("^backbone/", Group("decoder, not used", frozen=True)))
-    else:
-        rules.append(Rule("^backbone/", Group("decoder")))
+    settings, pretrained = config.encoder, bool(config.init_from)
+    check_step_count("encoder.thaw_epochs", settings.thaw_epochs, steps_per_epoch)
+    encoder = Group(
+        "encoder",
+        rate_multiplier=settings.rate_multiplier if pretrained else 1.0,
+        thaw_step=settings.thaw_epochs * steps_per_epoch if pretrained else 0,
+        frozen=settings.frozen,
+    )
+    rules = [Rule(_below_backbone(_encoder(config, name)), encoder)]
+    if BACKBONES[name].bottleneck is not None:
+        rules.append(Rule(_below_backbone(BACKBONES[name].bottleneck), Group("bottleneck")))
+    uses_decoder = finetune_task(config.task).uses_decoder
+    rules.append(Rule("^backbone/", Group("decoder") if uses_decoder else Group("decoder, not used", frozen=True)))
     return [*rules, Rule("^head/", Group("head"))]
 
 
 def _encoder(config: ConfigDict, name: str) -> str:
-    # A linear probe trains nothing below its linear layer, and classification reads the bottleneck's map.
-    classify = config.task == "classify"
-    bottleneck = (classify and config.encoder.frozen) or config.encoder.bottleneck == "encoder"
-    # What classification has no use for gets no gradient; it must not decay either.
-    return encoder_pattern(name, with_bottleneck=bottleneck, with_skips=not classify)
+    # A linear probe trains nothing below its linear layer, which reads the bottleneck's map.
+    deepest_only = not finetune_task(config.task).uses_decoder
+    bottleneck = (deepest_only and config.encoder.frozen) or config.encoder.bottleneck == "encoder"
+    # Blocks for the decoder alone get no gradient without one; they must not decay either.
+    return BACKBONES[name].encoder_pattern(with_bottleneck=bottleneck, deepest_only=deepest_only)
 
 
 def _below_backbone(pattern: str) -> str:
@@ -137,7 +138,9 @@ def _fresh_top(
     say: Callable[[str], None],
 ) -> tuple[PyTree, PyTree]:
     """The backbone's parameters and statistics, those of its last block drawn anew."""
-    top = TOPS[config.model.name]
+    top = BACKBONES[config.model.name].top
+    if top is None:
+        raise ConfigError(f"reinit_top: a {config.model.name} declares no last block to draw anew; leave it False")
 
     def drawn(key: jax.Array) -> tuple[dict[str, jax.Array], ...]:
         return tuple(

@@ -20,9 +20,9 @@ from lsmfm_jax.masking import apply_mask, block_mask, fixed_masks
 from lsmfm_jax.metrics.retrieval import retrieval_accuracy
 from lsmfm_jax.models import build_backbone
 from lsmfm_jax.models.heads import LightDecoder, ProjectionHead, initial_logit_scale, logit_scale
-from lsmfm_jax.models.text import BertConfig, TextTower
+from lsmfm_jax.models.text import BertConfig, TextTower, pooled_tokens
 from lsmfm_jax.resample import resize_trilinear
-from lsmfm_jax.tasks.inputs import augment_settings
+from lsmfm_jax.tasks.inputs import augment_settings, varied
 from lsmfm_jax.tasks.pretrain_pictures import draw_reconstructions
 from lsmfm_jax.train.task import Local, PyTree, Rows, Task
 
@@ -140,14 +140,16 @@ class _Pretraining:
         mask_config = self.config.mask
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch["image"].shape[0]))
         keys = jax.vmap(jax.random.split)(keys)
-        image = augment(self.volumes(batch), keys[:, 0], settings=augment_settings(self.config.augment))
+        volumes = varied(self.volumes(batch), keys[:, 0], self.config)
+        image = augment(volumes, keys[:, 0], settings=augment_settings(self.config.augment))
         ratio = jnp.where(step < self.warmup_steps, mask_config.warmup_ratio, mask_config.ratio)
         return self._rows(batch, image, block_mask(keys[:, 1], ratio=ratio, **self._mask_geometry()))
 
-    def _mask_geometry(self) -> dict[str, tuple[int, ...]]:
+    def _mask_geometry(self) -> dict[str, Any]:
         return {
             "grid": tuple(self.config.data.input_size),
             "block_sizes": tuple(self.config.mask.block_sizes),
+            "rounding": self.config.mask.rounding,
         }
 
     def _rows(self, batch: Rows, image: Float[Array, "b z y x 1"], mask: Bool[Array, "b z y x"]) -> Rows:
@@ -158,9 +160,18 @@ class _Pretraining:
         rows["voxel_weight"] = weight / jnp.maximum(jnp.sum(weight * masked), 1.0)
         if self.networks.text_tower is not None:
             rows |= {name: batch[name] for name in ("tokens", "token_mask", "caption_key")}
+            rows["pooled_tokens"] = self._pooled_tokens(batch["token_mask"])
             # Patches of stores without captions have no key: they train the image losses only.
             rows["pair_weight"] = weight * (batch["caption_key"] >= 0)
         return rows
+
+    def _pooled_tokens(self, real: Bool[Array, "b t"]) -> Bool[Array, "b t"]:
+        """Tokens in the mean of a caption, chosen in the whole batch: a micro-batch has other longest captions."""
+        return pooled_tokens(real, pooling=self.config.text.pooling, group=self._contrast_group(real.shape[0]))
+
+    def _contrast_group(self, count: int) -> int:
+        """Samples of one device and micro-batch in the released code, out of `count`."""
+        return self.config.loss.contrast_group or count
 
     def local(self, params: PyTree, batch_stats: PyTree, teacher: PyTree, rows: Rows, step: Array) -> Local:
         """Distillation and reconstruction of a micro-batch, and its embeddings."""
@@ -191,7 +202,7 @@ class _Pretraining:
         weight: Float[Array, " b"],
     ) -> Float[Array, ""]:
         scale = logit_scale(params["logit_scale"])
-        group = self.config.loss.contrast_group or image.shape[0]
+        group = self._contrast_group(image.shape[0])
         by_caption = self.config.loss.positives == "caption"
 
         def one(image: Array, text: Array, keys: Array, weight: Array) -> Array:
@@ -245,9 +256,11 @@ class _Pretraining:
         networks = self.networks
         if networks.text_tower is None:
             return None
-        pooled = losses.mean_normalised_features(student.values, student.tail)
-        image = networks.image_projection.apply({"params": params["image_projection"]}, pooled)
-        text = networks.text_tower.apply({"params": params["text_tower"]}, rows["tokens"], rows["token_mask"])
+        features = losses.mean_normalised_features(student.values, student.tail)
+        image = networks.image_projection.apply({"params": params["image_projection"]}, features)
+        tower = {"params": params["text_tower"]}
+        pooled = rows.get("pooled_tokens")
+        text = networks.text_tower.apply(tower, rows["tokens"], rows["token_mask"], pooled)
         text = networks.text_projection.apply({"params": params["text_projection"]}, text)
         return image, text
 

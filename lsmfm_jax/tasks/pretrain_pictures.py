@@ -8,6 +8,8 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from lsmfm_jax.files import replacing
+
 # Hidden voxels are zero to the network; here they have a colour, to tell them from dark tissue.
 _GRAY = colormaps["gray"].with_extremes(bad="#35506b")
 _MAGMA = colormaps["magma"]
@@ -42,7 +44,8 @@ def draw_reconstructions(arrays: dict[str, Any], path: pathlib.Path) -> None:
             if line == 0:
                 axis.set_title(COLUMNS[column], fontsize=9)
         axes[line][0].set_ylabel(f"z = {middle}", fontsize=8)
-    figure.savefig(path, dpi=110)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
 
 
 def _slice_with_hidden_voxels(mask: np.ndarray) -> int:

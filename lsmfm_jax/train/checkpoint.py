@@ -1,7 +1,6 @@
 """Checkpoints of a run: written in the background, several kept, each leaf fingerprinted and checked when read."""
 
 import contextlib
-import hashlib
 import json
 import logging
 import pathlib
@@ -15,6 +14,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from lsmfm_jax.errors import LsmfmError, os_reason
+from lsmfm_jax.files import DamagedFile, file_sha256, json_text, read_bytes, read_json, replace_json, sha256
 from lsmfm_jax.train.fingerprints import fingerprints
 from lsmfm_jax.train.processes import any_process, wait_for_all
 
@@ -22,11 +23,11 @@ PyTree = Any
 log = logging.getLogger(__name__)
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(LsmfmError, RuntimeError):
     """No checkpoint can be used; the message names the folder and what is wrong with each."""
 
 
-class SaveError(OSError):
+class SaveError(LsmfmError, OSError):
     """A checkpoint could not be written; those before it are as they were."""
 
 
@@ -59,14 +60,15 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.folder, options=self._options)
         self._broken = False
         self._writing: int | None = None
-        # Only what this process wrote, or read and found whole: sealing more would bless what is damaged.
+        # Only what this process wrote, or read and found whole: a seal over a damaged file would call it whole.
         self._unsealed: set[int] = set()
 
     def save(self, step: int, state: PyTree, meta: dict[str, Any]) -> None:
         """Starts to write a checkpoint; returns once the state may be changed.
 
         Raises:
-            SaveError: this checkpoint, or the one that was being written before, could not be written.
+            SaveError: this checkpoint, or the one that was being written before, could not be written, or the folder
+                has one of a later step, after which none of an earlier step is taken.
         """
         self._finish()
         if step in self._manager.all_steps():
@@ -78,9 +80,15 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record))
         self._writing = step
         try:
-            self._manager.save(step, args=args)
+            begun = self._manager.save(step, args=args)
         except Exception as error:  # orbax and tensorstore raise many kinds for a disk that takes no more
             raise self._not_written(error) from error
+        if not begun:  # orbax refuses a step at or below its latest, and raises nothing
+            self._writing = None
+            raise SaveError(
+                f"checkpoint at step {step} could not be written to {self.folder}: it has one of step "
+                f"{self._manager.latest_step()}; the earlier ones are kept"
+            )
         self._unsealed.add(step)
 
     def seal(self) -> None:
@@ -116,7 +124,7 @@ class Checkpoints:
             if old.stem not in {str(step) for step in steps}:
                 old.unlink()
         for step in sorted(self._unsealed.intersection(steps)):
-            write_json_atomically(seals / f"{step}.json", _hash_files(self.folder / str(step)))
+            replace_json(seals / f"{step}.json", _hash_files(self.folder / str(step)))
 
     def _start_again(self) -> None:
         # A manager raises the error of a failed save at every later call.
@@ -173,6 +181,20 @@ class Checkpoints:
             )
         return None
 
+    def set_aside_after(self, step: int) -> list[int]:
+        """Renames checkpoints of later steps than the one a run continues from; returns those steps.
+
+        The run may go differently from there, and Orbax writes no step that is earlier than one in the folder.
+        """
+        later = [other for other in committed_steps(self.folder) if other > step]
+        wait_for_all("checkpoints listed")  # before the first process renames any: all must see the same ones
+        if later and jax.process_index() == 0:
+            # Of each interruption one would be left: the last is enough.
+            for old in self.folder.glob("later-*"):
+                shutil.rmtree(old, ignore_errors=True)
+        self._set_aside(later, kind="later")
+        return later
+
     def adopt_unsealed(self, abstract_state: PyTree) -> None:
         """Has checkpoints sealed that a killed run committed but no longer sealed, where they are whole."""
         for step in committed_steps(self.folder):
@@ -190,18 +212,20 @@ class Checkpoints:
     def _damaged(self, step: int) -> bool:
         return jax.process_index() == 0 and bool(damaged_files(self.folder, step))
 
-    def _set_aside(self, steps: Sequence[int]) -> None:
-        """Renames damaged checkpoints: as long as they count, none of an earlier step would be written."""
+    def _set_aside(self, steps: Sequence[int], *, kind: str = "damaged") -> None:
+        """Renames checkpoints, damaged or of later steps: as long as they count, no earlier step is written."""
         if not steps:
             return
         if jax.process_index() == 0:
             for step in steps:
-                aside = self.folder / f"damaged-{step}"
+                aside = self.folder / f"{kind}-{step}"
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.folder / str(step)).rename(aside)
                 (self.folder / "seals" / f"{step}.json").unlink(missing_ok=True)
-                log.warning("damaged checkpoint set aside as %s; remove it when it is of no use to you", aside)
-        wait_for_all("damaged checkpoints set aside")
+                if kind == "damaged":
+                    log.warning("damaged checkpoint set aside as %s; remove it when it is of no use to you", aside)
+        self._unsealed.difference_update(steps)
+        wait_for_all("checkpoints set aside")
         self._manager.reload()
 
     def _read(self, step: int, abstract_state: PyTree) -> Restored:
@@ -240,7 +264,8 @@ def committed_steps(folder: pathlib.Path) -> list[int]:
     """Steps of the checkpoint folders that are there under their final name, in order."""
     if not folder.is_dir():
         return []
-    return sorted(int(entry.name) for entry in folder.iterdir() if entry.is_dir() and entry.name.isdigit())
+    names = [entry.name for entry in folder.iterdir() if entry.is_dir()]
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
 def damaged_files(folder: pathlib.Path, step: int) -> list[str]:
@@ -248,18 +273,25 @@ def damaged_files(folder: pathlib.Path, step: int) -> list[str]:
     marker = folder / str(step) / "_CHECKPOINT_METADATA"
     if not marker.exists():
         return [f"{marker}: missing: the checkpoint was not committed"]
+    # Reading a pipe would never end.
+    odd = [path for path in sorted((folder / str(step)).rglob("*")) if not path.is_file() and not path.is_dir()]
+    if odd:
+        return [f"{path}: neither a file nor a folder" for path in odd]
     seal = folder / "seals" / f"{step}.json"
     if not seal.exists():
         return []
     try:
-        text = seal.read_text()
-        expected = json.loads(text)
-        body = expected.pop("_seal")
-    except (ValueError, KeyError, UnicodeDecodeError) as error:
-        return [f"{seal}: damaged: {error}"]
-    if body != _seal_of(expected) or text != _json_text({**expected, "_seal": body}):
+        data = read_bytes(seal)
+        expected = read_json(seal)
+        body = expected.pop("_seal", None)
+    except DamagedFile as error:
+        return [f"{seal}: damaged: {error.reason}"]
+    if body != _seal_of(expected) or data != json_text({**expected, "_seal": body}).encode():
         return [f"{seal}: damaged: its own checksum differs"]
-    actual = _hash_files(folder / str(step))
+    try:
+        actual = _hash_files(folder / str(step))
+    except OSError as error:
+        return [f"{error.filename or folder / str(step)}: cannot be read: {os_reason(error)}"]
     actual.pop("_seal")
     lines = []
     for name in sorted(expected.keys() | actual.keys()):
@@ -272,13 +304,13 @@ def damaged_files(folder: pathlib.Path, step: int) -> list[str]:
     return lines
 
 
-def read_part(folder: pathlib.Path, step: int, names: tuple[str, ...]) -> tuple[PyTree, dict[str, Any]]:
+def read_part(folder: pathlib.Path, step: int, names: tuple[str, ...] | None) -> tuple[PyTree, dict[str, Any]]:
     """Parts of a saved state as numpy arrays, checked against their fingerprints, and the meta record.
 
     Args:
         folder: folder of checkpoints.
         step: which one.
-        names: fields of the train state, such as `("params", "batch_stats")`.
+        names: fields of the train state, such as `("params", "batch_stats")`; None for all that are there.
 
     Raises:
         CheckpointError: the checkpoint is damaged.
@@ -291,7 +323,7 @@ def read_part(folder: pathlib.Path, step: int, names: tuple[str, ...]) -> tuple[
         meta = json.loads((place / "meta" / "metadata").read_text())
         with ocp.PyTreeCheckpointer() as reader:
             tree = reader.metadata(place / "state").item_metadata.tree
-            wanted = {name: tree[name] for name in names}
+            wanted = dict(tree) if names is None else {name: tree[name] for name in names}
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
             state = reader.restore(
                 place / "state",
@@ -305,29 +337,13 @@ def read_part(folder: pathlib.Path, step: int, names: tuple[str, ...]) -> tuple[
     return state, meta
 
 
-def write_json_atomically(path: pathlib.Path, value: Any) -> None:
-    """Writes JSON beside the target and renames it, so that a reader sees the old file or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(_json_text(value))
-    temporary.replace(path)
-
-
-def _json_text(value: Any) -> str:
-    return json.dumps(value, indent=1, sort_keys=True) + "\n"
-
-
 def _hash_files(folder: pathlib.Path) -> dict[str, str]:
-    hashes = {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    hashes = {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     return {**hashes, "_seal": _seal_of(hashes)}
 
 
 def _seal_of(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    return sha256(json.dumps(record, sort_keys=True).encode())
 
 
 def _differing_leaves(place: pathlib.Path, restored: Restored, *, partial: bool = False) -> list[str]:

@@ -1,14 +1,21 @@
 """Around compiling: processes that belong together, a cache of programs, options for CPUs, memory it leaves."""
 
 import ctypes
+import functools
+import logging
 import os
 import pathlib
 from collections.abc import Callable
 
 import jax
 
+from lsmfm_jax.errors import LsmfmError
+from lsmfm_jax.train.signals import listen
 
-class LaunchError(RuntimeError):
+log = logging.getLogger(__name__)
+
+
+class LaunchError(LsmfmError, RuntimeError):
     """Variables of a multi-process launch that do not fit together; the message names them."""
 
 
@@ -29,6 +36,8 @@ def start_devices() -> Callable[[str], None]:
         jax.distributed.initialize()
     elif coordinator:
         jax.distributed.initialize(coordinator, *_process_numbers())
+    # JAX's service for several processes takes SIGTERM for itself.
+    listen()
     if not jax.config.jax_compilation_cache_dir:
         base = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(base / "lsmfm_jax" / "compiled"))
@@ -55,7 +64,23 @@ def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, bool | str] | None:
     if mesh.devices.flat[0].platform != "cpu":
         return None
     # One device alone, where it was measured: with more, the default order of the collectives stays.
-    return _WITHOUT_YNNPACK | (_MEMORY_BEFORE_CONCURRENCY if mesh.size == 1 else {})
+    wanted = _WITHOUT_YNNPACK | (_MEMORY_BEFORE_CONCURRENCY if mesh.size == 1 else {})
+    return {name: value for name, value in wanted.items() if _is_known(name, value)} or None
+
+
+@functools.cache
+def _is_known(option: str, value: bool | str) -> bool:
+    """Whether the installed compiler takes an option: its names change between releases, and an unknown one raises."""
+    try:
+        jax.jit(lambda x: x, compiler_options={option: value}).lower(0.0).compile()
+    except Exception as error:  # of jaxlib, whose class and text change as well
+        log.warning(
+            "this jaxlib does not take the compiler option %s, which saves time or memory: running without it (%s)",
+            option,
+            " ".join(str(error).split())[:120],
+        )
+        return False
+    return True
 
 
 def return_compiler_memory() -> bool:

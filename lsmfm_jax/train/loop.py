@@ -14,9 +14,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lsmfm_jax.train.checkpoint import Checkpoints, Restored, SaveError
+from lsmfm_jax.errors import LsmfmError
+from lsmfm_jax.train.checkpoint import Checkpoints, Restored, SaveError, committed_steps
 from lsmfm_jax.train.compilation import compiler_options, return_compiler_memory
-from lsmfm_jax.train.processes import any_process, gathered
+from lsmfm_jax.train.processes import any_process, compiled_together, gathered
 from lsmfm_jax.train.sharding import put_batch, replicated, split_volumes
 from lsmfm_jax.train.signals import StopRequest
 from lsmfm_jax.train.state import TrainState
@@ -34,7 +35,7 @@ class Ending(enum.Enum):
     STOPPED = "asked to stop by a signal"
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(LsmfmError, RuntimeError):
     """Too many non-finite steps in a row; the message names the samples."""
 
 
@@ -102,7 +103,8 @@ def compile_on_validation(function: Callable[..., PyTree], task: Task, mesh: Mes
     def prepared(params: PyTree, batch_stats: PyTree, teacher: PyTree, batch: PyTree) -> PyTree:
         return function(params, batch_stats, teacher, split_volumes(task.prepare_validation(batch), mesh))
 
-    return jax.jit(prepared, out_shardings=replicated(mesh), compiler_options=compiler_options(mesh))
+    program = jax.jit(prepared, out_shardings=replicated(mesh), compiler_options=compiler_options(mesh))
+    return compiled_together(program)
 
 
 class Loop:
@@ -112,22 +114,26 @@ class Loop:
         self.run = run
         self.settings = settings
         self.best = Best()
+        # What was the best before, as long as it is not known whether the new one is written.
+        self._best_before: Best | None = None
         self._samples: collections.deque[tuple[int, np.ndarray]] = collections.deque(maxlen=1000)
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._running_loss: float | None = None
         self._damaged_count = 0
         self._bad_samples: list[int] = []
-        self._last_log = time.monotonic()
+        # Patches and seconds of steps alone, since the last line of metrics.
+        self._patches = 0
+        self._timed_from: float | None = None
         self._evaluate = compile_on_validation(run.task.evaluate, run.task, run.mesh)
         picture = run.task.picture
         self._picture = compile_on_validation(picture, run.task, run.mesh) if picture else None
 
     def resume_from(self, restored: Restored) -> None:
-        """Takes over the record of the best validation from a checkpoint."""
-        best = restored.meta.get("best") or {}
-        self.best = Best(best.get("value"), best.get("epoch", 0))
+        """Restores the record of the best validation, if a best checkpoint is there: else the next one is the best."""
+        if committed_steps(self.run.best_checkpoints.folder):
+            self.best = Best(**(restored.meta.get("best") or {}))
 
-    def go(self, state: TrainState) -> tuple[TrainState, Ending]:
+    def train(self, state: TrainState) -> tuple[TrainState, Ending]:
         """Trains until the end, a lack of progress or a signal; leaves a checkpoint of the last state.
 
         Raises:
@@ -144,27 +150,35 @@ class Loop:
                 self._samples.append((step + 1, np.asarray(batch["sample"])))
                 state, metrics = self.run.step(state, put_batch(batch, self.run.mesh))
                 step += 1
-                if len(self._samples) == 1:
-                    return_compiler_memory()
                 self._pending.append((step, metrics))
+                if self._timed_from is None:
+                    # What is counted begins and ends with a device that has nothing to do: neither compiling nor the
+                    # first step, nor what is between epochs, belongs to the pace of the steps.
+                    jax.block_until_ready(metrics)
+                    return_compiler_memory()
+                    self._timed_from = time.monotonic()
+                else:
+                    self._patches += len(batch["sample"]) * jax.process_count()
                 at_epoch_end = step % settings.steps_per_epoch == 0
                 at_log = at_epoch_end or step % settings.log_every_steps == 0
                 if at_log:
-                    self._log(step, len(batch["sample"]), state, stream)
-                if at_epoch_end and self._after_epoch(state, step):
-                    ending = Ending.PATIENCE
-                    break
+                    self._log(step, state, stream)
+                if at_epoch_end:
+                    if self._after_epoch(state, step):
+                        ending = Ending.PATIENCE
+                        break
+                    self._timed_from = time.monotonic()
                 # To ask the other processes is to wait for them: only where all wait anyway.
                 if (at_log or jax.process_count() == 1) and any_process(stop.asked):
                     self.say(f"{stop.name or 'another process'}: stopping at step {step}, saving")
                     ending = Ending.STOPPED
                     break
-        self._log(step, 0, state)
-        self._save(self.run.checkpoints, state, step)
+        self._log(step, state)
+        self._save(self.run.checkpoints, state, step, self.best)
         if ending is not Ending.STOPPED:
             self._draw(state, step)
         # The last state has no later save to replace it: without it the run has not reached its end.
-        self._try(self.run.best_checkpoints.seal)
+        self._seal_best()
         self._try(self.run.checkpoints.seal, on_failure="stop" if ending is not Ending.STOPPED else "")
         return state, ending
 
@@ -183,7 +197,7 @@ class Loop:
         if settings.pictures_every_epochs and epoch % settings.pictures_every_epochs == 0 and not last:
             self._draw(state, step)
         if epoch % settings.checkpoint_every_epochs == 0 and not last:
-            self._save(self.run.checkpoints, state, step)
+            self._save(self.run.checkpoints, state, step, self.best)
         return self._out_of_patience(epoch)
 
     def _out_of_patience(self, epoch: int) -> bool:
@@ -205,10 +219,7 @@ class Loop:
         monitored = values[self.settings.monitor]
         sign = 1.0 if self.settings.higher_is_better else -1.0
         better = np.isfinite(monitored) and (self.best.value is None or sign * monitored > sign * self.best.value)
-        if better:
-            self.best = Best(float(monitored), epoch)
-            self._save(self.run.best_checkpoints, state, step)
-        mark = " (best)" if better else f" (best {self.best.value:.4g} in epoch {self.best.epoch})"
+        mark = self._save_best(state, step, Best(float(monitored), epoch)) if better else f" ({self._best_so_far()})"
         # The first few say most; all of them are in metrics.jsonl and in the report.
         figures = "  ".join(f"{name} {value:.4g}" for name, value in list(values.items())[:6])
         self.say(f"validation after epoch {epoch}: {figures}{mark}")
@@ -223,47 +234,72 @@ class Loop:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.run.task.draw(jax.device_get(arrays), path)
 
-    def _save(self, checkpoints: Checkpoints, state: TrainState, step: int) -> None:
-        meta = {"best": dataclasses.asdict(self.best), "epoch": step // self.settings.steps_per_epoch}
+    def _best_so_far(self) -> str:
+        best = self.best
+        return "none saved yet" if best.value is None else f"best {best.value:.4g} in epoch {best.epoch}"
+
+    def _save_best(self, state: TrainState, step: int, best: Best) -> str:
+        """Starts to save the best state; what the line of the validation says of it."""
+        self._seal_best()
+        if not self._save(self.run.best_checkpoints, state, step, best):
+            return f" (better, but not saved; {self._best_so_far()})"
+        self._best_before, self.best = self.best, best
+        return " (best)"
+
+    def _seal_best(self) -> None:
+        """Waits for the best checkpoint that is being written; if it is not, that before it is the best again."""
+        if not self._try(self.run.best_checkpoints.seal) and self._best_before is not None:
+            self.say(f"the state of epoch {self.best.epoch} is not saved as the best")
+            self.best = self._best_before
+        self._best_before = None
+
+    def _save(self, checkpoints: Checkpoints, state: TrainState, step: int, best: Best) -> bool:
+        meta = {"best": dataclasses.asdict(best), "epoch": step // self.settings.steps_per_epoch}
         # Saves run in the background: the failure of the last one shows here, and is no reason to skip this one.
         self._try(checkpoints.seal)
-        self._try(lambda: checkpoints.save(step, state, meta))
+        return self._try(lambda: checkpoints.save(step, state, meta))
 
-    def _try(self, save: Callable[[], None], *, on_failure: str = "") -> None:
-        """Saves; says so where that fails, and stops the run if it is configured to."""
+    def _try(self, save: Callable[[], None], *, on_failure: str = "") -> bool:
+        """Saves; where that fails it is printed, and the run stopped if so configured. Whether it was done."""
         on_failure = on_failure or self.settings.on_disk_full
         failure = None
         try:
             save()
         except OSError as error:
             failure = error
-        if any_process(failure is not None):
+        failed = any_process(failure is not None)
+        if failed:
             self.say(f"{failure or 'another process could not save'}; train.on_disk_full is {on_failure}")
             if on_failure == "stop":
                 raise failure or SaveError("another process could not save; see its messages")
+        return not failed
 
-    def _log(self, step: int, rows: int, state: TrainState, stream: object = None) -> None:
-        """The only place in a training epoch where the host waits for the device."""
+    def _log(self, step: int, state: TrainState, stream: object = None) -> None:
+        """The only place in a training epoch, after its first step, where the host waits for the device."""
         if not self._pending:
             return
         steps = [number for number, _ in self._pending]
         fetched = jax.device_get([metrics for _, metrics in self._pending])
         self._pending.clear()
-        now = time.monotonic()
-        patches_per_s = rows * jax.process_count() * len(steps) / max(now - self._last_log, 1e-9)
-        self._last_log = now
+        pace = self._pace()
         self._report_bad(steps, fetched, state)
         damaged = self._damaged(stream)
         names = [name for name in fetched[0] if name not in ("bad", "bad_in_row")]
         good = [metrics for metrics in fetched if not metrics["bad"]]
         if good and self.run.tracker is not None:
             means = {name: float(np.mean([metrics[name] for metrics in good])) for name in names}
-            means["patches_per_s"] = patches_per_s
-            means |= damaged
+            means |= pace | damaged
             self._note(step, "train", means)
-            shown = {name: means[name] for name in ("loss", "grad_norm", "patches_per_s")}
+            shown = {name: means[name] for name in ("loss", "grad_norm", "patches_per_s") if name in means}
             epoch = (step - 1) // self.settings.steps_per_epoch + 1
             self.run.tracker.progress(step, epoch, shown)
+
+    def _pace(self) -> dict[str, float]:
+        """Patches per second of the steps since the last line; nothing where none of them was timed."""
+        now = time.monotonic()
+        patches, since = self._patches, self._timed_from
+        self._patches, self._timed_from = 0, now
+        return {"patches_per_s": patches / max(now - since, 1e-9)} if patches and since is not None else {}
 
     def _note(self, step: int, kind: str, values: dict[str, float]) -> None:
         """Writes metrics; a full disk costs the line, not the run."""
@@ -288,23 +324,25 @@ class Loop:
     def _report_bad(self, steps: list[int], fetched: list[dict[str, Any]], state: TrainState) -> None:
         samples = dict(self._samples)
         for number, metrics in zip(steps, fetched, strict=True):
-            # Every process sees the same figures, so all of them come here and tell their samples together.
-            tell = bool(metrics["bad"]) or self._spikes(float(metrics["loss"]))
-            in_batch = gathered(samples[number]).ravel().tolist() if tell and number in samples else []
+            # Every process sees the same figures, so all of them come here and exchange their samples.
+            shown = bool(metrics["bad"]) or self._spikes(float(metrics["loss"]))
+            in_batch = gathered(samples[number]).ravel().tolist() if shown and number in samples else []
             ids = ", ".join(map(str, in_batch))
             if metrics["bad"]:
                 self._bad_samples += in_batch
-                self.say(f"non-finite loss or gradient at step {number}: state kept as it was; samples {ids}")
+                self.say(
+                    f"non-finite loss, gradient or new state at step {number}: state kept as it was; samples {ids}"
+                )
                 continue
             self._bad_samples.clear()
             loss = float(metrics["loss"])
             usual = self._running_loss
-            if tell:
+            if shown:
                 self.say(f"loss spike at step {number}: {loss:.4g}, usually {usual:.4g}; samples {ids}")
             self._running_loss = loss if usual is None else 0.98 * usual + 0.02 * loss
         in_row = int(fetched[-1]["bad_in_row"])
         if in_row >= self.settings.max_bad_steps:
-            self._save(self.run.checkpoints, state, steps[-1])
+            self._save(self.run.checkpoints, state, steps[-1], self.best)
             self._try(self.run.checkpoints.seal)
             ids = ", ".join(map(str, sorted(set(self._bad_samples))))
             raise NonFiniteError(

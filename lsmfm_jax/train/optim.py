@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lsmfm_jax.errors import LsmfmError
+
 PyTree = Any
+
+
+class RuleError(LsmfmError, ValueError):
+    """Optimiser rules that do not fit the parameters or each other; the message names them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,10 +23,10 @@ class Group:
     """How a set of parameters trains.
 
     Attributes:
-        name: shown in the table of groups.
+        name: shown in the table of groups, and the key of its moments in checkpoints: one name, one group.
         rate_multiplier: times the base learning rate.
         weight_decay: decoupled decay; None takes the base value.
-        thaw_step: optimiser step from which the group trains; parameters and moments rest before.
+        thaw_step: step of the run from which the group trains; it is frozen before, moments included.
         frozen: never trains; no moments are kept.
     """
 
@@ -77,48 +83,70 @@ def assign_groups(params: PyTree, rules: Sequence[Rule]) -> PyTree:
     """The group of every parameter, as a tree of the same structure.
 
     Raises:
-        ValueError: a parameter that no rule covers; the message names it.
+        RuleError: a parameter that no rule covers, or one name for different groups; the message names them.
     """
+    _check_names(rules)
     uncovered: list[str] = []
 
-    def group_of(path: tuple[Any, ...], _: Any) -> Group | None:
+    def group_at(path: tuple[Any, ...], _: Any) -> Group | None:
         name = leaf_path(path)
-        for rule in rules:
-            if re.search(rule.pattern, name):
-                return rule.group
-        uncovered.append(name)
-        return None
+        group = group_of(name, rules)
+        if group is None:
+            uncovered.append(name)
+        return group
 
-    groups = jax.tree_util.tree_map_with_path(group_of, params)
+    groups = jax.tree_util.tree_map_with_path(group_at, params)
     if uncovered:
-        raise ValueError(
+        raise RuleError(
             f"no optimiser rule covers {len(uncovered)} parameters: {', '.join(uncovered[:10])}; "
             f"rules: {', '.join(rule.pattern for rule in rules)}"
         )
     return groups
 
 
-def hold_resting(params: PyTree, rules: Sequence[Rule], step: jax.Array) -> PyTree:
-    """The same values; those that rest at this step pass on no gradient, so that they count in no norm of gradients.
+def group_of(path: str, rules: Sequence[Rule]) -> Group | None:
+    """The group of one parameter by its `/`-joined path: that of the first rule that matches; None without one."""
+    return next((rule.group for rule in rules if re.search(rule.pattern, path)), None)
+
+
+def _check_names(rules: Sequence[Rule]) -> None:
+    """Moments are kept by the group's name, so that two groups of one name would train as one of them."""
+    by_name: dict[str, Group] = {}
+    for rule in rules:
+        other = by_name.setdefault(rule.group.name, rule.group)
+        if other != rule.group:
+            differing = [
+                f"{field.name} {getattr(other, field.name)} and {getattr(rule.group, field.name)}"
+                for field in dataclasses.fields(Group)
+                if getattr(other, field.name) != getattr(rule.group, field.name)
+            ]
+            raise RuleError(
+                f"optimiser group {rule.group.name!r} is defined twice, with {', '.join(differing)} (rule "
+                f"{rule.pattern!r}); give each group a name of its own"
+            )
+
+
+def freeze(params: PyTree, rules: Sequence[Rule], step: jax.Array) -> PyTree:
+    """The same values; parameters that are frozen at this step get no gradient and count in no gradient norm.
 
     What never trains costs no backward pass; before a thaw step the gradient is computed and left out, because one
     program serves both sides of it.
 
     Args:
         params: parameters.
-        rules: as in `make_optimiser`; none holds nothing.
+        rules: as in `make_optimiser`; none freezes nothing.
         step: the run's step.
     """
     if not rules:
         return params
 
-    def hold(leaf: jax.Array, group: Group) -> jax.Array:
+    def one(leaf: jax.Array, group: Group) -> jax.Array:
         if not (group.frozen or group.thaw_step):
             return leaf
-        still = jax.lax.stop_gradient(leaf)
-        return still if group.frozen else jnp.where(step >= group.thaw_step, leaf, still)
+        stopped = jax.lax.stop_gradient(leaf)
+        return stopped if group.frozen else jnp.where(step >= group.thaw_step, leaf, stopped)
 
-    return jax.tree.map(hold, params, assign_groups(params, rules))
+    return jax.tree.map(one, params, assign_groups(params, rules))
 
 
 def group_table(params: PyTree, rules: Sequence[Rule], settings: AdamWSettings) -> str:
@@ -151,7 +179,7 @@ def learning_rate_schedule(settings: AdamWSettings) -> optax.Schedule:
         steps = max(1, settings.total_steps - settings.warmup_steps)
         after = optax.cosine_decay_schedule(rate, steps, alpha=settings.final_frac)
     else:
-        raise ValueError(f"optim.schedule: {settings.schedule!r}; allowed: constant, cosine")
+        raise InputError(f"optim.schedule: {settings.schedule!r}; allowed: constant, cosine")
     if not settings.warmup_steps:
         return after
     warmup = optax.linear_schedule(0.0, rate, settings.warmup_steps)
@@ -161,13 +189,20 @@ def learning_rate_schedule(settings: AdamWSettings) -> optax.Schedule:
 def make_optimiser(params: PyTree, rules: Sequence[Rule], settings: AdamWSettings) -> optax.GradientTransformation:
     """AdamW with a group for each parameter.
 
-    Frozen groups keep no moments. A group with a thaw step keeps its parameters and moments still until then,
+    Frozen groups keep no moments. A group with a thaw step keeps its parameters and moments as they are until then,
     without recompiling at that step; its bias correction starts when it thaws.
+
+    The update takes the run's step as `step`: schedule and thaw follow it, as do the gradients that `freeze` stops
+    and whatever else in a task depends on the step. Where it is not given, the updates made so far are counted,
+    which is the same number as long as no step is skipped.
 
     Args:
         params: parameters, or their shapes.
         rules: ordered rules that must cover every parameter.
         settings: base settings.
+
+    Raises:
+        RuleError: a parameter that no rule covers, or one name for different groups.
     """
     groups = assign_groups(params, rules)
     labels = jax.tree.map(lambda group: group.name, groups)
@@ -180,15 +215,17 @@ def make_optimiser(params: PyTree, rules: Sequence[Rule], settings: AdamWSetting
 
 
 class GroupState(NamedTuple):
-    """Optimiser state of one group: the run's step, and the moments."""
+    """Optimiser state of one group: the step after its last update, and the moments."""
 
     step: jax.Array
     inner: Any
 
 
-def _group_transform(group: Group, schedule: optax.Schedule, settings: AdamWSettings) -> optax.GradientTransformation:
+def _group_transform(
+    group: Group, schedule: optax.Schedule, settings: AdamWSettings
+) -> optax.GradientTransformationExtraArgs:
     if group.frozen:
-        return optax.set_to_zero()
+        return optax.with_extra_args_support(optax.set_to_zero())
     decay = settings.weight_decay if group.weight_decay is None else group.weight_decay
     moments = optax.chain(
         optax.scale_by_adam(b1=settings.b1, b2=settings.b2, eps=settings.eps),
@@ -198,15 +235,23 @@ def _group_transform(group: Group, schedule: optax.Schedule, settings: AdamWSett
     def init(params: PyTree) -> GroupState:
         return GroupState(jnp.zeros((), jnp.int32), moments.init(params))
 
-    def update(updates: PyTree, state: GroupState, params: PyTree | None = None) -> tuple[PyTree, GroupState]:
+    def update(
+        updates: PyTree,
+        state: GroupState,
+        params: PyTree | None = None,
+        *,
+        step: jax.Array | None = None,
+        **_: Any,
+    ) -> tuple[PyTree, GroupState]:
+        step = state.step if step is None else step
         # The rate follows the run's step, not the group's: a late thaw joins the schedule where it is.
-        rate = schedule(state.step) * group.rate_multiplier
+        rate = schedule(step) * group.rate_multiplier
         new_updates, new_inner = moments.update(updates, state.inner, params)
         new_updates = jax.tree.map(lambda leaf: -rate * leaf, new_updates)
         if group.thaw_step:
-            thawed = state.step >= group.thaw_step
+            thawed = step >= group.thaw_step
             new_updates = jax.tree.map(lambda leaf: jnp.where(thawed, leaf, 0.0), new_updates)
             new_inner = jax.tree.map(lambda new, old: jnp.where(thawed, new, old), new_inner, state.inner)
-        return new_updates, GroupState(state.step + 1, new_inner)
+        return new_updates, GroupState(step + 1, new_inner)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)

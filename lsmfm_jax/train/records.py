@@ -1,19 +1,30 @@
 """The text files of a run folder: sealed, so that one changed bit in any of them is found and named."""
 
+import importlib.metadata
 import pathlib
+import platform
 
-from lsmfm_jax.data.sealed import DamagedFile, read_bytes, read_sealed, replace_file, seal, sha256
+from lsmfm_jax import __version__
+from lsmfm_jax.errors import os_reason
+from lsmfm_jax.files import DamagedFile, file_sha256, read_sealed, replace_file, seal
 
 SEAL = "seal.json"
 # Written anew at each start; of these, `split.json` is read before, and notices a changed bit by itself.
 REWRITTEN = ("config.json", "run.json", "groups.txt", "sharding.txt", "split.json")
-# Written once; a run cannot go on with other files than these.
-KEPT_FOLDERS = ("text",)
+# Written once; a run cannot continue with other files than these.
+TEXT_FOLDER = "text"
+KEPT_FOLDERS = (TEXT_FOLDER,)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run is computed by, as its `run.json` has them."""
+    found = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+    return {"lsmfm_jax": __version__, "python": platform.python_version(), **found}
 
 
 def seal_records(folder: pathlib.Path) -> None:
     """Writes the checksums of a run's text files, and of its text model, to `seal.json`."""
-    files = {str(path.relative_to(folder)): sha256(path.read_bytes()) for path in _records(folder)}
+    files = {str(path.relative_to(folder)): file_sha256(path) for path in _records(folder)}
     replace_file(folder / SEAL, seal({"files": files}))
 
 
@@ -38,18 +49,24 @@ def damaged_records(folder: pathlib.Path, *, kept_only: bool = False) -> list[st
     if kept_only and not (folder / SEAL).exists():
         return []
     try:
-        expected = read_sealed(folder / SEAL)["files"]
+        expected = read_sealed(folder / SEAL).get("files")
     except DamagedFile as error:
         return [f"{error.path}: {error.reason}"]
+    if not isinstance(expected, dict):
+        return [f"{folder / SEAL}: it names no files"]
     lines = []
     for name in sorted(expected):
         if kept_only and name in REWRITTEN:
             continue
         try:
-            if sha256(read_bytes(folder / name)) != expected[name]:
+            if not (folder / name).exists():
+                lines.append(f"{folder / name}: it is missing")
+            elif not (folder / name).is_file():
+                lines.append(f"{folder / name}: it is not a regular file")
+            elif file_sha256(folder / name) != expected[name]:
                 lines.append(f"{folder / name}: contents differ from what was written")
-        except DamagedFile as error:
-            lines.append(f"{error.path}: {error.reason}")
+        except OSError as error:
+            lines.append(f"{folder / name}: cannot be read ({os_reason(error)})")
     return lines
 
 

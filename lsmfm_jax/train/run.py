@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -10,22 +9,28 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from lsmfm_jax.config_files import as_json, differences
-from lsmfm_jax.train.checkpoint import Checkpoints, Restored, committed_steps, write_json_atomically
+from lsmfm_jax.config import check_step_count
+from lsmfm_jax.config.load import as_json, differences
+from lsmfm_jax.errors import LsmfmError
+from lsmfm_jax.files import DamagedFile, read_json, replace_json, replace_text
+from lsmfm_jax.train.checkpoint import Checkpoints, Restored, committed_steps
 from lsmfm_jax.train.compilation import compiler_options
 from lsmfm_jax.train.fingerprints import combined_fingerprint
-from lsmfm_jax.train.initialise import take_over
+from lsmfm_jax.train.initialise import load_matching
 from lsmfm_jax.train.loop import Ending, Loop, LoopSettings, Run
 from lsmfm_jax.train.optim import AdamWSettings, Rule, group_table, make_optimiser
-from lsmfm_jax.train.records import damaged_records, seal_records
+from lsmfm_jax.train.processes import compiled_together
+from lsmfm_jax.train.records import damaged_records, seal_records, versions
 from lsmfm_jax.train.sharding import batch_shardings, make_mesh, sharding_table, split_volumes, state_shardings
+from lsmfm_jax.train.signals import save_before_stopping
 from lsmfm_jax.train.state import TrainState, parameter_count, state_of
 from lsmfm_jax.train.step import Step, build_train_step
 from lsmfm_jax.train.task import PyTree, Task
 from lsmfm_jax.train.tracking import Tracker
+from lsmfm_jax.train.weights import Weights
 
 
-class ResumeError(RuntimeError):
+class ResumeError(LsmfmError, RuntimeError):
     """A run folder that does not belong to this configuration; the message shows the difference."""
 
 
@@ -45,6 +50,8 @@ class Setup:
         teacher_updates_per_step: times the average is taken in a step.
         initial: parts that replace freshly initialised ones, by origin: `origin -> (params, batch_stats)`,
             nested dicts with as many levels as they replace, all leaves accounted for within each part.
+        start: weights that the whole network starts from, after `initial`: every part is accounted for, and the
+            teacher with them where they have one. None: none.
         record: facts written to `run.json` beside the configuration, such as the architecture and the split.
     """
 
@@ -58,6 +65,7 @@ class Setup:
     teacher_decay: float = 0.0
     teacher_updates_per_step: int = 1
     initial: Sequence[tuple[str, dict[str, PyTree], dict[str, PyTree]]] = ()
+    start: Weights | None = None
     record: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -68,6 +76,8 @@ def check_run_folder(config: ConfigDict, folder: pathlib.Path, *, allow_change: 
         ResumeError: it holds a run of another configuration, and that was not allowed by name.
     """
     file = folder / "config.json"
+    if folder.exists() and not folder.is_dir():
+        raise ResumeError(f"{folder}: a file, and a run is a folder: name another --workdir")
     if not file.exists():
         return False
     damaged = damaged_records(folder, kept_only=True)
@@ -76,18 +86,29 @@ def check_run_folder(config: ConfigDict, folder: pathlib.Path, *, allow_change: 
             f"{'; '.join(damaged)}. Resume refused: restore the file from a copy, or use another --workdir"
         )
     try:
-        before = json.loads(file.read_text())
-    except ValueError as error:
+        before = read_json(file)
+    except DamagedFile as error:
         raise ResumeError(
-            f"{file}: damaged: {error}. Resume refused: restore it from a copy, or remove it to have it written anew"
+            f"{file}: damaged: {error.reason}. Resume refused: restore it from a copy, or remove it to have it "
+            "written anew"
         ) from error
-    changed = differences(before, as_json(config))
+    # Data may move: the split of the run names each patch by its hash, and is compared with what is there now.
+    now = as_json(config)
+    moved = _may_have_moved(before, now) if (folder / "split.json").is_file() else ()
+    changed = [line for line in differences(before, now) if line.partition(":")[0] not in moved]
     if changed and not allow_change:
         raise ResumeError(
             f"{folder} holds a run of another configuration: {'; '.join(changed)}. Resume refused: use another "
             "--workdir, undo the change, or pass --allow-config-change"
         )
     return True
+
+
+def _may_have_moved(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, ...]:
+    """Keys that name where the data is, and as much of it as before."""
+    stores = [values.get("data", {}).get("stores") for values in (before, now)]
+    as_many = all(isinstance(value, list) for value in stores) and len(stores[0]) == len(stores[1])
+    return ("data.folder", "data.stores") if as_many else ("data.folder",)
 
 
 def execute(
@@ -119,17 +140,23 @@ def execute(
         closing.callback(best.close)
         restored = _restored(checkpoints, best, abstract, shardings)
         if restored is None:
-            state = _fresh_state(config, setup, optimiser, shardings, say)
+            state = first_state(config, setup, optimiser=optimiser, shardings=shardings, say=say)
         else:
             state = restored.state
             say(f"resumed from {checkpoints.folder} at step {restored.step}")
+        # Those of steps that this run has not made, or not yet: of a branch that was left, or before a kill.
+        later = best.set_aside_after(int(state.step))
+        if later:
+            say(f"best checkpoint of step {later[-1]} is later than step {int(state.step)}: set aside in {best.folder}")
         loop_settings = _loop_settings(config, setup)
         tracker = _tracker(config, folder, int(state.step), loop_settings.total_steps) if main else None
         if tracker is not None:
             closing.callback(tracker.close)
         run = Run(
             task=setup.task,
-            step=compile_step(_train_step(config, setup, optimiser), shardings, mesh),
+            step=_saved_from_the_first(
+                compiled_together(compile_step(_train_step(config, setup, optimiser), shardings, mesh))
+            ),
             batches=setup.batches,
             validation=setup.validation,
             mesh=mesh,
@@ -141,7 +168,7 @@ def execute(
         loop = Loop(run, loop_settings)
         if restored is not None:
             loop.resume_from(restored)
-        state, ending = loop.go(state)
+        state, ending = loop.train(state)
         # The same number for the same state, whatever the devices and the interruptions on the way to it.
         say(f"state {combined_fingerprint(state)} at step {int(state.step)}")
         return state, ending
@@ -149,10 +176,10 @@ def execute(
 
 def _write_records(folder: pathlib.Path, config: ConfigDict, setup: Setup, tables: dict[str, str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    write_json_atomically(folder / "config.json", as_json(config))
-    write_json_atomically(folder / "run.json", setup.record)
+    replace_json(folder / "config.json", as_json(config))
+    replace_json(folder / "run.json", {**setup.record, "versions": versions()})
     for name, table in tables.items():
-        (folder / f"{name}.txt").write_text(table + "\n")
+        replace_text(folder / f"{name}.txt", table + "\n")
     seal_records(folder)
 
 
@@ -213,44 +240,75 @@ def compile_step(step_fn: Callable[..., Any], shardings: PyTree, mesh: jax.shard
     )
 
 
+def _saved_from_the_first(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step after which a request to stop is left to the loop; before it, compiling is no reason to wait."""
+    if jax.process_count() > 1:
+        # All processes stop at the same step.
+        save_before_stopping()
+        return step
+
+    def step_then_note(state: TrainState, batch: PyTree) -> Any:
+        result = step(state, batch)
+        save_before_stopping()
+        return result
+
+    return step_then_note
+
+
 def optimiser_settings(config: ConfigDict, steps_per_epoch: int) -> AdamWSettings:
     """The optimiser's part of a configuration."""
     optim = dict(config.optim)
+    check_step_count("train.epochs", config.train.epochs, steps_per_epoch)
     return AdamWSettings(total_steps=config.train.epochs * steps_per_epoch, **optim)
 
 
-def _fresh_state(
-    config: ConfigDict, setup: Setup, optimiser: Any, shardings: PyTree, say: Callable[[str], None]
+def first_state(
+    config: ConfigDict, setup: Setup, *, optimiser: Any, shardings: PyTree, say: Callable[[str], None]
 ) -> TrainState:
+    """The state before step 0: drawn from the seed, then parts and weights from elsewhere in their places.
+
+    Raises:
+        CoverageError: leaves that do not fit and are not listed in `init_allow`.
+    """
     key = jax.random.key(config.seed)
     params, batch_stats = jax.jit(setup.task.init, out_shardings=(shardings.params, shardings.batch_stats))(key)
-    if not setup.initial:
+    if not (setup.initial or setup.start):
         say("from scratch")
     for origin, given_params, given_stats in setup.initial:
-        (params, batch_stats), line = _replace_parts(params, batch_stats, given_params, given_stats, config, origin)
-        say(line)
+        wanted = {
+            "params": {name: params[name] for name in given_params},
+            "batch_stats": {name: batch_stats[name] for name in given_stats},
+        }
+        given = {"params": given_params, "batch_stats": given_stats}
+        filled = _load(wanted, given, config, origin=origin, say=say)
+        params, batch_stats = {**params, **filled["params"]}, {**batch_stats, **filled["batch_stats"]}
+    if setup.start is not None:
+        wanted = {"params": params, "batch_stats": batch_stats}
+        given = {"params": setup.start.params, "batch_stats": setup.start.batch_stats}
+        filled = _load(wanted, given, config, origin=setup.start.origin, say=say)
+        params, batch_stats = filled["params"], filled["batch_stats"]
     make = jax.jit(lambda p, s: state_of(setup.task, optimiser, p, s), out_shardings=shardings)
-    return make(params, batch_stats)
+    state = make(params, batch_stats)
+    return state if setup.start is None else _with_teacher(state, setup.start, config, say)
 
 
-def _replace_parts(
-    params: PyTree,
-    batch_stats: PyTree,
-    given_params: dict[str, PyTree],
-    given_stats: dict[str, PyTree],
-    config: ConfigDict,
-    origin: str,
-) -> tuple[tuple[PyTree, PyTree], str]:
-    """Takes over top-level parts, such as `backbone`, from other weights."""
-    wanted = {
-        "params": {name: params[name] for name in given_params},
-        "batch_stats": {name: batch_stats[name] for name in given_stats},
-    }
-    given = {"params": given_params, "batch_stats": given_stats}
-    filled, line = take_over(wanted, given, allow=config.init_allow, origin=origin)
-    # Back to the sharding of what they replace.
-    filled = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), filled, wanted)
-    return ({**params, **filled["params"]}, {**batch_stats, **filled["batch_stats"]}), line
+def _with_teacher(state: TrainState, start: Weights, config: ConfigDict, say: Callable[[str], None]) -> TrainState:
+    """The state with the teacher of the weights that it starts from; without one it is a copy of the student."""
+    if not jax.tree.leaves(state.teacher):
+        return state
+    if start.teacher is None:
+        say(f"{start.origin} has no teacher: it starts as a copy of the student")
+        return state
+    origin = f"{start.origin}, teacher"
+    filled = _load({"teacher": state.teacher}, {"teacher": start.teacher}, config, origin=origin, say=say)
+    return state.replace(teacher=filled["teacher"])
+
+
+def _load(wanted: PyTree, given: PyTree, config: ConfigDict, *, origin: str, say: Callable[[str], None]) -> PyTree:
+    """The tree with the leaves of other weights, each with the sharding of the one that it replaces."""
+    filled, line = load_matching(wanted, given, allow=config.init_allow, origin=origin)
+    say(line)
+    return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), filled, wanted)
 
 
 def has_checkpoint(folder: pathlib.Path) -> bool:

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lsmfm_jax.errors import InputError
+from lsmfm_jax.models import BACKBONES
 from lsmfm_jax.train.optim import leaf_path
 
 PyTree = Any
@@ -36,7 +38,7 @@ class SplitRule:
 SPLIT_RULES = (
     # One number or a few for each channel: less than the messages would cost.
     SplitRule(r"(^|[/_])(bias|scale|slope|logit_scale|mean|var)$"),
-    # Rows of tables are looked up: split along the width, every device finds its part of any row at home.
+    # Rows of tables are looked up: split along the width, every device has its part of any row.
     SplitRule(r"/embeddings/(word|position|token_type)$", (-1, 0)),
     # Convolutions and dense layers, (..., inputs, outputs): by outputs, and where those are odd by inputs.
     SplitRule(r"(^|[/_])kernel$", (-1, -2)),
@@ -54,17 +56,17 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, depth: int = 1, devices: Sequenc
     known = math.prod(size for size in sizes.values() if size != -1)
     if -1 in sizes.values():
         if len(devices) % known:
-            raise ValueError(f"mesh: {sizes}; {known} does not divide the {len(devices)} devices at hand")
+            raise InputError(f"mesh: {sizes}; {known} does not divide the number of devices, {len(devices)}")
         sizes = {name: len(devices) // known if size == -1 else size for name, size in sizes.items()}
     if math.prod(sizes.values()) != len(devices):
-        raise ValueError(
-            f"mesh: {sizes} needs {math.prod(sizes.values())} devices, {len(devices)} are at hand; "
+        raise InputError(
+            f"mesh: {sizes} needs {math.prod(sizes.values())} devices, there are {len(devices)}; "
             "set one axis to -1 to fill up"
         )
     grid = np.array(devices).reshape(tuple(sizes.values()))
     # A process reads whole volumes, each for devices of its own.
     if any(len(set(map(_process_of, column))) > 1 for column in grid.reshape(-1, sizes["depth"])):
-        raise ValueError(
+        raise InputError(
             f"mesh.depth: {sizes['depth']} does not divide the devices of each process ({jax.local_device_count()} "
             "here); a volume is split within one process only, so lower it"
         )
@@ -90,13 +92,13 @@ def batch_shardings(batch: PyTree, mesh: Mesh | AbstractMesh, *, split_depth: bo
 
     def sharding(leaf: Any) -> NamedSharding:
         if leaf.shape[0] % ways:
-            raise ValueError(
+            raise InputError(
                 f"train.batch_size: {leaf.shape[0]} is not a multiple of the {ways} devices along mesh.data and "
                 "mesh.fsdp; change one of them"
             )
         splits = split_depth and depth > 1 and len(leaf.shape) in (4, 5)
         if splits and leaf.shape[1] % depth:
-            raise ValueError(
+            raise InputError(
                 f"mesh.depth: {depth} does not divide the {leaf.shape[1]} voxels of volumes along Z; change it, or "
                 "data.input_size (data.patch_size where volumes are not resized)"
             )
@@ -130,7 +132,8 @@ def split_of(path: str, shape: tuple[int, ...], ways: int) -> PartitionSpec:
     """
     if ways == 1 or math.prod(shape) < SMALLEST_SPLIT:
         return PartitionSpec()
-    for rule in SPLIT_RULES:
+    declared = (SplitRule(*rule) for backbone in BACKBONES.values() for rule in backbone.split_rules)
+    for rule in (*SPLIT_RULES, *declared):
         if not re.search(rule.pattern, path):
             continue
         for axis in rule.axes:
@@ -138,9 +141,9 @@ def split_of(path: str, shape: tuple[int, ...], ways: int) -> PartitionSpec:
                 chosen = axis % len(shape)
                 return PartitionSpec(*(["fsdp" if i == chosen else None for i in range(len(shape))]))
         return PartitionSpec()
-    raise ValueError(
+    raise InputError(
         f"{path}, shape {shape}: no rule says how it is split over mesh.fsdp; add one to SPLIT_RULES of "
-        "lsmfm_jax/train/sharding.py, or set mesh.fsdp to 1"
+        "lsmfm_jax/train/sharding.py or to the split_rules of its backbone, or set mesh.fsdp to 1"
     )
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lsmfm_jax.train.optim import Rule, hold_resting
+from lsmfm_jax.train.optim import Rule, freeze
 from lsmfm_jax.train.state import TrainState
 from lsmfm_jax.train.task import Local, PyTree, Rows, Task
 
@@ -33,10 +33,13 @@ def build_train_step(
     joint loss in them is replayed through each micro-batch. This is exact for networks without batch statistics;
     with batch norm, statistics are those of a micro-batch.
 
-    A step whose loss or gradient is not finite leaves parameters, statistics, moments and teacher as they were;
-    it is counted in the state. Parameters that rest by the `rules` of the optimiser have no gradient.
+    A step whose loss, gradient or new state is not finite leaves parameters, statistics, moments and teacher as they
+    were, on every device alike; it is counted in the state. Parameters that are frozen by the `rules` of the
+    optimiser have no gradient. Everything that depends on time (schedule, thaw, draws, the task's own warm-up)
+    follows the one step of the state, which counts skipped steps too.
     """
-    task = _with_resting(task, rules)
+    task = _with_frozen(task, rules)
+    optimiser = optax.with_extra_args_support(optimiser)
     decay = teacher_decay**teacher_updates_per_step
 
     def step(
@@ -46,15 +49,16 @@ def build_train_step(
         rows = place(task.prepare(batch, key, state.step))
         gradient = _gradient_at_once if accumulate_steps == 1 else _gradient_in_parts(accumulate_steps)
         loss, grads, batch_stats, sums = gradient(task, state, rows)
-        updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimiser.update(grads, state.opt_state, state.params, step=state.step)
         params = optax.apply_updates(state.params, updates)
         teacher = state.teacher
         if task.teacher_of is not None:
             student = task.teacher_of(params, batch_stats)
             teacher = optax.incremental_update(student, state.teacher, 1.0 - decay)
         grad_norm = optax.global_norm(grads)
-        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         new = (params, batch_stats, teacher, opt_state)
+        # Loss and gradient may be finite and the new state not: a rate or a moment that overflows, statistics.
+        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & all_finite(new)
         old = (state.params, state.batch_stats, state.teacher, state.opt_state)
         params, batch_stats, teacher, opt_state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
         bad = (~good).astype(jnp.int32)
@@ -73,14 +77,26 @@ def build_train_step(
     return step
 
 
-def _with_resting(task: Task, rules: Sequence[Rule]) -> Task:
-    def held(function: Callable[..., Any]) -> Callable[..., Any]:
+def all_finite(tree: PyTree) -> jax.Array:
+    """Whether no floating-point leaf of a tree has a NaN or an infinity; over all devices where leaves are split."""
+    failed = [~jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    count = sum((one.astype(jnp.float32) for one in failed), jnp.zeros(()))
+    # The root changes no answer. XLA copies cheap operations to wherever their result is used: without it the sum over
+    # all leaves would be copied to the choice between old and new of each of them, and compiling the SwinUNETR's step
+    # would take many minutes and gigabytes. It computes a root once.
+    return jnp.sqrt(count) == 0
+
+
+def _with_frozen(task: Task, rules: Sequence[Rule]) -> Task:
+    """The task whose loss gives the parameters that are frozen by the rules no gradient."""
+
+    def frozen(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(params: PyTree, *arguments: Any) -> Any:
-            return function(hold_resting(params, rules, arguments[-1]), *arguments)
+            return function(freeze(params, rules, arguments[-1]), *arguments)
 
         return call
 
-    return dataclasses.replace(task, local=held(task.local), joint=held(task.joint) if task.joint else None)
+    return dataclasses.replace(task, local=frozen(task.local), joint=frozen(task.joint) if task.joint else None)
 
 
 def _gradient_at_once(task: Task, state: TrainState, rows: Rows) -> tuple[jax.Array, PyTree, PyTree, Metrics]:

@@ -7,6 +7,13 @@ import sys
 import time
 from typing import Any, TextIO
 
+from lsmfm_jax.errors import LsmfmError
+from lsmfm_jax.files import replace_text
+
+
+class TrackingError(LsmfmError, RuntimeError):
+    """A service that the configuration asks for is not installed."""
+
 
 class Tracker:
     """Writes metrics of one run; only process 0 should make one.
@@ -88,8 +95,20 @@ def read_metrics(folder: pathlib.Path, kind: str) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     if not path.exists():
         return []
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    return [line for line in lines if line["kind"] == kind]
+    return [line for line in _whole_lines(path) if line.get("kind") == kind]
+
+
+def _whole_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines that can be read: a run that was killed, or met a full disk, leaves half a line."""
+    lines = []
+    for text in path.read_text(errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
+    return lines
 
 
 def duration(seconds: float) -> str:
@@ -104,24 +123,14 @@ def _drop_after(path: pathlib.Path, step: int) -> None:
     """Keeps the whole lines up to a step: a killed run leaves later ones, and perhaps half a line."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if record["step"] <= step:
-            kept.append(line + "\n")
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    replace_text(path, "".join(json.dumps(line) + "\n" for line in _whole_lines(path) if line["step"] <= step))
 
 
 def _start_wandb(project: str, folder: pathlib.Path) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise RuntimeError(
+        raise TrackingError(
             f"train.wandb_project: {project!r} is set, but wandb is not installed; "
             "pip install 'lsmfm-jax[wandb]', or set it to ''"
         ) from error

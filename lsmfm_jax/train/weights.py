@@ -1,16 +1,16 @@
 """Weights of a finished run or of an imported checkpoint, with the architecture that they belong to."""
 
-import json
 import pathlib
 from typing import Any, NamedTuple
 
+from lsmfm_jax.files import DamagedFile, read_json, replace_json
 from lsmfm_jax.train.checkpoint import (
     CheckpointError,
     Checkpoints,
     committed_steps,
     read_part,
-    write_json_atomically,
 )
+from lsmfm_jax.train.initialise import non_finite
 from lsmfm_jax.train.records import damaged_record, seal_records
 
 PyTree = Any
@@ -26,6 +26,8 @@ class Weights(NamedTuple):
         batch_stats: normalisation statistics by part.
         record: what the run wrote of itself (`run.json`).
         origin: folder and step, for messages.
+        teacher: `params` and `batch_stats` of the averaged backbone, where it was asked for and there is one.
+        step: optimiser steps after which the run had these weights; 0 for imported ones.
     """
 
     architecture: dict[str, Any]
@@ -33,39 +35,50 @@ class Weights(NamedTuple):
     batch_stats: dict[str, PyTree]
     record: dict[str, Any]
     origin: str
+    teacher: PyTree = None
+    step: int = 0
 
 
-def read_weights(folder: pathlib.Path | str, *, teacher: bool = False) -> Weights:
+def read_weights(folder: pathlib.Path | str, *, teacher: bool = False, both: bool = False) -> Weights:
     """Reads the best checkpoint of a run (the last whole one where there is no best), checked leaf by leaf.
 
     Args:
         folder: run folder, or a folder written by `lsmfm convert import`.
         teacher: take the averaged backbone in place of the student's.
+        both: read the averaged backbone too, beside the student's.
 
     Raises:
-        CheckpointError: no run, no checkpoint, a damaged one, or no teacher in it; the message names the folder.
+        CheckpointError: no run, no checkpoint, a damaged one, values that are not finite, or no teacher in it; the
+            message names the folder.
     """
     folder = pathlib.Path(folder)
-    try:
-        record = json.loads((folder / "run.json").read_text())
-    except FileNotFoundError:
+    if not (folder / "run.json").exists():
         raise CheckpointError(
             f"{folder}: no run.json there; name the --workdir of a run, or a folder made by `lsmfm convert import`"
-        ) from None
-    except ValueError as error:
-        raise CheckpointError(f"{folder / 'run.json'}: damaged: {error}") from error
+        )
+    try:
+        record = read_json(folder / "run.json")
+    except DamagedFile as error:
+        raise CheckpointError(f"{folder / 'run.json'}: damaged: {error.reason}") from error
+    if not isinstance(record.get("architecture"), dict) or "name" not in record["architecture"]:
+        raise CheckpointError(f"{folder / 'run.json'}: damaged: it names no architecture; restore it from a copy")
     # A digit that changed in a scale or a class name would still be JSON.
     damaged = damaged_record(folder, "run.json")
     if damaged:
         raise CheckpointError(f"{'; '.join(damaged)}. Start the run again, which writes it anew, or take a copy")
     damages = []
-    names = ("params", "batch_stats", "teacher") if teacher else ("params", "batch_stats")
+    names = ("params", "batch_stats", "teacher") if teacher or both else ("params", "batch_stats")
     for group in GROUPS:
         for step in reversed(committed_steps(folder / group)):
             try:
                 state, _ = read_part(folder / group, step, names)
             except CheckpointError as error:
                 damages.append(str(error))
+                continue
+            broken = non_finite(state)
+            if broken:
+                what = f"{len(broken)} leaves have NaN or infinite values, such as {broken[0]}"
+                damages.append(f"{folder / group / str(step)}: {what}")
                 continue
             return _weights(folder, group, step, record, state, teacher=teacher)
     raise CheckpointError(f"{folder}: no whole checkpoint there{': ' if damages else ''}{'; '.join(damages[:3])}")
@@ -82,7 +95,8 @@ def _weights(
         params["backbone"] = state["teacher"]["params"]
         batch_stats["backbone"] = state["teacher"].get("batch_stats") or {}
         origin += ", teacher"
-    return Weights(record["architecture"], params, batch_stats, record, origin)
+    averaged = None if teacher else state.get("teacher") or None
+    return Weights(record["architecture"], params, batch_stats, record, origin, averaged, step)
 
 
 def write_weights(
@@ -112,5 +126,5 @@ def write_weights(
     state = {"params": params, "batch_stats": batch_stats, "teacher": teacher or {}}
     checkpoints.save(0, state, {"epoch": 0, "best": None})
     checkpoints.close()
-    write_json_atomically(folder / "run.json", record)
+    replace_json(folder / "run.json", record)
     seal_records(folder)

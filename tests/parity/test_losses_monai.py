@@ -31,22 +31,31 @@ def channel_first(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.moveaxis(array, -1, 1).copy())
 
 
+def mean(**settings):
+    """The mean over samples of the loss that the task minimises."""
+    return lambda x, y: jnp.mean(segment.segmentation_loss(x, y, **settings))
+
+
 PAIRS = {
     "dice_focal": (
-        segment.dice_focal_loss,
+        mean(),
         DiceFocalLoss(sigmoid=True, alpha=0.25, gamma=2.0, lambda_dice=0.5, lambda_focal=0.5),
     ),
     "dice_focal_monai_defaults": (
-        lambda x, y: segment.dice_focal_loss(x, y, dice_weight=1.0, focal_weight=1.0, alpha=None),
+        mean(dice_weight=1.0, other_weight=1.0, alpha=None),
         DiceFocalLoss(sigmoid=True),
     ),
-    "dice_cross_entropy": (segment.dice_cross_entropy_loss, DiceCELoss(sigmoid=True)),
+    "dice_cross_entropy": (mean(name="dice_ce", dice_weight=1.0, other_weight=1.0), DiceCELoss(sigmoid=True)),
     "cl_dice": (lambda x, y: jnp.mean(segment.cl_dice(x, y)), SoftclDiceLoss(sigmoid=True)),
     "cl_dice_5": (
         lambda x, y: jnp.mean(segment.cl_dice(x, y, iterations=5)),
         SoftclDiceLoss(5, sigmoid=True),
     ),
-    "dice_cl_dice": (segment.dice_cl_dice_loss, SoftDiceclDiceLoss(sigmoid=True)),
+    # MONAI smooths its Dice by 1 here.
+    "dice_cl_dice": (
+        lambda x, y: jnp.mean(0.5 * segment.dice(x, y, smooth=1.0) + 0.5 * segment.cl_dice(x, y)),
+        SoftDiceclDiceLoss(sigmoid=True),
+    ),
 }
 
 
@@ -69,7 +78,7 @@ def test_extreme_logits_stay_finite_and_equal_monai(target):
     expected = DiceFocalLoss(sigmoid=True, alpha=0.25, lambda_dice=0.5, lambda_focal=0.5)(
         channel_first(logits), channel_first(target)
     )
-    value, gradient = jax.value_and_grad(segment.dice_focal_loss)(jnp.asarray(logits), jnp.asarray(target))
+    value, gradient = jax.value_and_grad(mean())(jnp.asarray(logits), jnp.asarray(target))
     assert float(value) == pytest.approx(expected.item(), rel=TOLERANCE)
     assert np.isfinite(gradient).all()
 
@@ -124,10 +133,10 @@ def test_weighted_cross_entropy_equals_torch(weighted):
     tensor = None if weights is None else torch.from_numpy(weights)
     expected = torch.nn.CrossEntropyLoss(weight=tensor)(x, torch.from_numpy(labels).long())
     expected.backward()
-    value, gradient = jax.value_and_grad(
-        lambda z: classify.weighted_cross_entropy(
-            z, jnp.asarray(labels), weights_of_classes=None if weights is None else jnp.asarray(weights)
-        )
-    )(jnp.asarray(logits))
+    given = jnp.ones(4) if weights is None else jnp.asarray(weights)
+    shares = classify.shares_by_class(given, jnp.asarray(labels))
+    value, gradient = jax.value_and_grad(lambda z: jnp.sum(shares * classify.cross_entropy(z, jnp.asarray(labels))))(
+        jnp.asarray(logits)
+    )
     assert float(value) == pytest.approx(expected.item(), abs=TOLERANCE)
     np.testing.assert_allclose(gradient, x.grad.numpy(), atol=TOLERANCE)

@@ -148,5 +148,5 @@ def test_projection_equals_pytorch_and_wrong_keys_are_named():
     variables = convert_heads.from_torch(state, convert_heads.TEXT_PROJECTION)
     ours = ProjectionHead(8).apply({"params": variables["params"]}, jnp.asarray(x))
     close(ours, functional.normalize(reference(torch.from_numpy(x)), dim=-1))
-    with pytest.raises(ValueError, match=r"left over \['extra'\]"):
+    with pytest.raises(ValueError, match=r"unknown \['extra'\]"):
         convert_heads.from_torch(state | {"extra": x}, convert_heads.TEXT_PROJECTION)

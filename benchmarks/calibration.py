@@ -1,0 +1,102 @@
+"""What one annotated patch of the next brain gives: its cut-off moved, against the run as it is and a threshold.
+
+python benchmarks/calibration.py --folder PATCHES --runs WORK/scratch-1 WORK/scratch-2 --test a_0 a_1 b_0 \
+    b_1 --json FILE
+
+Of each volume among the test patches the first one that has foreground is annotated for calibration, and the others are
+judged; a volume with one patch is left out. Beside it stands what needs no network: the threshold that is best on that
+one patch, on the run's own intensity scale and on counts.
+"""
+
+import collections
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import few_shot
+import numpy as np
+import outcome
+
+from lsmfm_jax.baselines import best_threshold
+from lsmfm_jax.data.labels import IGNORED, label_values
+from lsmfm_jax.data.mask_folders import volume_of
+from lsmfm_jax.predict.calibration import logits_and_truth
+from lsmfm_jax.predict.inputs import find_cases
+from lsmfm_jax.predict.network import Predictor, load_predictor
+from lsmfm_jax.predict.run import mask_like
+from lsmfm_jax.volumes.read import read_single
+
+AS_IT_IS, CALIBRATED = "run", "run, calibrated"
+SAME_SCALE, COUNTS = "threshold of that patch, same scale", "threshold of that patch, counts"
+Views = dict[str, tuple[np.ndarray, np.ndarray]]  # of each method what it thresholds, and the truth
+
+
+def views(predictor: Predictor, path: pathlib.Path) -> Views:
+    """Logits, scaled voxels and counts of a labelled patch where somebody annotated, each with the truth."""
+    (case,), _ = find_cases([path], task="segment", label_dir=None)
+    values = label_values(predictor.record.get("labels"))
+    logits, truth = logits_and_truth(predictor, case, values)
+    image, info = read_single(case.path, allow_constant=True)
+    counted = mask_like(case, image, info, values) != IGNORED
+    scaled = predictor.levels(image, info.voxel_size_um).apply(image, clip=False)
+    return {
+        CALIBRATED: (logits, truth),
+        SAME_SCALE: (scaled[counted][None, None], truth),
+        COUNTS: (image[counted][None, None].astype(np.float32), truth),
+    }
+
+
+def dice(values: np.ndarray, truth: np.ndarray, cut_off: float) -> float:
+    """Foreground Dice of what lies above a cut-off."""
+    mask = values > cut_off
+    total = int(mask.sum()) + int(truth.sum())
+    return 2 * int((mask & truth).sum()) / total if total else 1.0
+
+
+def judged(run: pathlib.Path, folder: pathlib.Path, names: Sequence[str]) -> dict[str, few_shot.Scores]:
+    """Dice of each patch that is not for calibration, by method."""
+    predictor = load_predictor(run)
+    volumes: dict[str, list[str]] = collections.defaultdict(list)
+    for name in names:
+        volumes[volume_of(name)].append(name)
+    scores: dict[str, few_shot.Scores] = collections.defaultdict(dict)
+    for volume, patches in volumes.items():
+        seen = {patch: views(predictor, folder / f"{patch}.nii.gz") for patch in patches}
+        first = next((patch for patch in patches if seen[patch][CALIBRATED][1].any()), None)
+        others = [patch for patch in patches if patch != first]
+        if first is None or not others:
+            print(f"{volume}: left out, it has no patch with foreground beside another")
+            continue
+        for patch in others:
+            scores[AS_IT_IS][patch] = {"dice": dice(*seen[patch][CALIBRATED], 0.0)}
+        for method in (CALIBRATED, SAME_SCALE, COUNTS):
+            cut_off, _ = best_threshold(*([one] for one in seen[first][method]))
+            for patch in others:
+                scores[method][patch] = {"dice": dice(*seen[patch][method], cut_off)}
+    return scores
+
+
+def main() -> None:
+    """Judges the runs that the command line names."""
+    parser = outcome.parser(__doc__)
+    parser.add_argument("--folder", type=pathlib.Path, required=True, help="NAME.nii.gz and NAME_label.nii.gz")
+    parser.add_argument("--runs", nargs="+", type=pathlib.Path, required=True, help="of one recipe and several seeds")
+    parser.add_argument("--test", nargs="+", required=True, metavar="NAME")
+    options = parser.parse_args()
+    found = [judged(run, options.folder, options.test) for run in options.runs]
+    methods: dict[str, Any] = {}
+    for method in found[0]:
+        scores = [one[method] for one in found]
+        methods[method] = {"test": few_shot.summary(scores)}
+        if method != AS_IT_IS:
+            methods[method]["gain_over_run"] = few_shot.gains(scores, [one[AS_IT_IS] for one in found])
+        if method == CALIBRATED:
+            methods[method]["gain_over_threshold"] = few_shot.gains(scores, [one[SAME_SCALE] for one in found])
+    facts = outcome.facts("calibration", device=f"{outcome.cpu_name()}, {outcome.usable_cores()} cores")
+    facts["command"] = "benchmarks/calibration.py"
+    settings = {"runs": [run.name for run in options.runs], "test": options.test}
+    outcome.finish({**facts, "settings": settings, "methods": methods}, options.json)
+
+
+if __name__ == "__main__":
+    main()

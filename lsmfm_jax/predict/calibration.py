@@ -1,0 +1,97 @@
+"""One annotated patch of a new brain moves a run's cut-off there: what a brain needs first is calibration.
+
+Brains differ in how bright an object must be to be drawn. The network and what it has learnt stay; a number is added to
+its logits, chosen so that the mask of the new patches is best. The original run is not touched.
+"""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from lsmfm_jax.baselines import best_threshold
+from lsmfm_jax.data.labels import IGNORED, LabelValues, label_values
+from lsmfm_jax.files import refuse_foreign, replacing_folder
+from lsmfm_jax.predict.inputs import Case, PredictionError, find_cases
+from lsmfm_jax.predict.network import Predictor, load_predictor
+from lsmfm_jax.predict.run import mask_like
+from lsmfm_jax.predict.windows import blend_windows
+from lsmfm_jax.train.weights import read_weights, write_weights
+from lsmfm_jax.volumes.read import read_single
+
+# Probabilities beyond these say no more: a float32 sigmoid is 0 or 1 soon after.
+_CERTAIN = 1e-6
+
+
+def calibrate(
+    run: pathlib.Path,
+    patches: Sequence[pathlib.Path],
+    out: pathlib.Path,
+    *,
+    label_dir: pathlib.Path | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Writes a copy of a segmentation run whose cut-off suits annotated patches of a new volume.
+
+    Args:
+        run: folder of a finished run of task `segment`, or one that was calibrated before.
+        patches: images of the new volume with their labels beside them (`<name>_label`), or folders of them.
+        out: folder to write; `predict`, `baseline` excepted, takes it like a run.
+        label_dir: where labels are that do not lie beside their image.
+        say: prints a line.
+
+    Returns:
+        `logit_shift` that was added in all, and the foreground Dice of the patches before and after.
+
+    Raises:
+        PredictionError: a run of another task, a patch without a label, or without foreground in any of them.
+    """
+    refuse_foreign(out, made_by="calibrate", flag=False)
+    predictor = load_predictor(run)
+    if predictor.task != "segment":
+        raise PredictionError(f"{run}: a run of task {predictor.task!r}; only segmentation has a cut-off to calibrate")
+    cases, _ = find_cases(patches, task="segment", label_dir=label_dir)
+    values = label_values(predictor.record.get("labels"))
+    logits, truths = zip(*(logits_and_truth(predictor, case, values) for case in cases), strict=True)
+    if not any(truth.any() for truth in truths):
+        names = ", ".join(case.name for case in cases)
+        raise PredictionError(
+            f"the labels of {names} are empty: there is no foreground to calibrate on. Annotate a patch that has some"
+        )
+    cutoff, after = best_threshold(logits, truths)
+    before = float(np.mean([_dice(one > 0, truth) for one, truth in zip(logits, truths, strict=True)]))
+    weights = read_weights(run)
+    shift = float(weights.record.get("logit_shift", 0.0)) - cutoff
+    record = {**weights.record, "logit_shift": shift, "calibrated_on": [case.name for case in cases]}
+    with replacing_folder(out) as folder:
+        write_weights(folder, record=record, params=weights.params, batch_stats=weights.batch_stats)
+    say(f"foreground Dice of {len(cases)} patches: {before:.3f} before, {after:.3f} now (fitted on these very patches)")
+    say(f"{shift:+.3f} is added to every logit; written to {out}, which lsmfm predict --checkpoint takes")
+    return {"logit_shift": shift, "dice_before": before, "dice_after": after}
+
+
+def logits_and_truth(
+    predictor: Predictor, case: Case, values: LabelValues
+) -> tuple[Float[np.ndarray, "1 1 voxels"], Bool[np.ndarray, "1 1 voxels"]]:
+    """What a segmentation run says of a labelled patch, and what is true, where somebody annotated.
+
+    Raises:
+        PredictionError: the patch has no label.
+    """
+    image, info = read_single(case.path, allow_constant=True)
+    truth = mask_like(case, image, info, values)
+    if truth is None:
+        raise PredictionError(f"{case.path}: no label beside it; add {case.name}_label.nii.gz, or give --label-dir")
+    scaled = predictor.prepared(image, predictor.levels(image, info.voxel_size_um))
+    probability = blend_windows(predictor.apply, scaled, window=predictor.window, overlap_frac=0.25, batch_size=1).clip(
+        _CERTAIN, 1 - _CERTAIN
+    )
+    counted = truth != IGNORED
+    return np.log(probability / (1 - probability))[counted][None, None], (truth == 1)[counted][None, None]
+
+
+def _dice(mask: Bool[np.ndarray, "..."], truth: Bool[np.ndarray, "..."]) -> Float[np.ndarray, ""] | float:
+    total = int(mask.sum()) + int(truth.sum())
+    return 2 * int((mask & truth).sum()) / total if total else 1.0

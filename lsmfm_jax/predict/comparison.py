@@ -1,0 +1,106 @@
+"""Better than a threshold? A segmentation run beside what needs no network, on its validation patches."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lsmfm_jax.data.labels import IGNORED
+from lsmfm_jax.files import replace_json
+from lsmfm_jax.metrics.intervals import bootstrap_difference
+from lsmfm_jax.predict.baseline import fit_masks
+from lsmfm_jax.predict.network import load_predictor
+from lsmfm_jax.predict.windows import blend_windows
+from lsmfm_jax.tasks.declaration import Patches
+from lsmfm_jax.tasks.finetune_patches import read_patches, run_configuration
+from lsmfm_jax.volumes.read import VolumeInfo
+
+COMPARISON = "comparison.json"
+NETWORK = "this run"
+
+
+def compare_with_baselines(run: pathlib.Path, *, say: Callable[[str], None] = print) -> dict[str, Any] | None:
+    """Judges a finished segmentation run and its baselines on the run's validation patches.
+
+    Writes `comparison.json` into the run, which the report shows, and prints a line for each method; where the run is
+    not ahead of the best of the others, a warning. Baselines are those of `predict.baseline.fit_masks`, fitted on the
+    run's training patches.
+
+    Args:
+        run: folder of a finished run of task `segment`.
+        say: prints a line.
+
+    Returns:
+        What was written; None where there is nothing to compare on.
+    """
+    config = run_configuration(run)
+    patches = read_patches(config, run, say=lambda line: None)
+    if not patches.validation:
+        say("not compared with thresholds: there are no validation patches (data.validation_frac is 0)")
+        return None
+    methods = {NETWORK: _network(run)}
+    for name, find, _ in fit_masks(config, patches):
+        methods[name] = lambda image, info, find=find: find(image, info)[0]
+    scores = {name: _scores(method, patches) for name, method in methods.items()}
+    volumes = [patch.volume for patch in patches.validation]
+    rows = {}
+    for name, values in scores.items():
+        ahead = bootstrap_difference(np.array([scores[NETWORK]]), np.array([values]), volumes=volumes)
+        limits = [ahead.low, ahead.high] if np.isfinite([ahead.low, ahead.high]).all() else None
+        rows[name] = {"dice": float(np.mean(values)), "run_is_ahead_by": ahead.value, "interval_95": limits}
+    found = {
+        "methods": rows,
+        "patches": [patch.name for patch in patches.validation],
+        "volumes": sorted(set(volumes)),
+        "unseen_volumes": not {patch.volume for patch in patches.train} & set(volumes),
+    }
+    found["verdict"] = _verdict(found)
+    replace_json(run / COMPARISON, found)
+    say(f"foreground Dice on {len(volumes)} validation patches of {len(set(volumes))} volumes:")
+    for name, row in rows.items():
+        say(f"  {name:18} {row['dice']:.3f}")
+    say(found["verdict"])
+    return found
+
+
+def _network(run: pathlib.Path) -> Callable[[np.ndarray, VolumeInfo], np.ndarray]:
+    predictor = load_predictor(run)
+
+    def mask(image: np.ndarray, info: VolumeInfo) -> np.ndarray:
+        scaled = predictor.prepared(image, predictor.levels(image, info.voxel_size_um))
+        settings = {"window": predictor.window, "overlap_frac": 0.25, "batch_size": 1}
+        return blend_windows(predictor.apply, scaled, **settings) >= 0.5
+
+    return mask
+
+
+def _scores(method: Callable[[np.ndarray, VolumeInfo], np.ndarray], patches: Patches) -> list[float]:
+    found = []
+    for patch in patches.validation:
+        annotated, truth = patch.target != IGNORED, patch.target == 1
+        info = VolumeInfo(pathlib.Path(patch.name), patch.voxel_size_um, "")
+        mask = method(patch.counts, info) & annotated
+        total = int(mask.sum()) + int(truth.sum())
+        found.append(2 * int((mask & truth).sum()) / total if total else 1.0)
+    return found
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    others = {name: row for name, row in found["methods"].items() if name != NETWORK}
+    best = max(others, key=lambda name: others[name]["dice"])
+    row, own = others[best], found["methods"][NETWORK]["dice"]
+    where = "" if found["unseen_volumes"] else " (volumes that it also trained on: a new brain is harder)"
+    if own <= row["dice"]:
+        return (
+            f"WARNING: not better than {best} ({own:.3f} against {row['dice']:.3f}){where}. Annotate patches of more "
+            "volumes, or use `lsmfm baseline` for these images"
+        )
+    if row["interval_95"] is None:
+        return (
+            f"ahead of {best} by {row['run_is_ahead_by']:.3f}{where}; too few validation volumes to tell whether it is "
+            "ahead on the next one"
+        )
+    low, high = row["interval_95"]
+    sure = "and would be on other volumes like these" if low > 0 else "but other volumes may say the opposite"
+    return f"ahead of {best} by {row['run_is_ahead_by']:.3f} [{low:.3f}, {high:.3f}]{where}, {sure}"

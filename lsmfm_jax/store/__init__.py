@@ -1,0 +1,1 @@
+"""Patch stores: made from image files, read, inspected, verified."""
