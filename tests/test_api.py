@@ -95,7 +95,7 @@ def test_segmentation_is_that_of_the_file(runs, tmp_path):
     assert (model.task, model.classes) == ("segment", tuple(RECORD["classes"])) and "unet" in repr(model)
     cut = float(np.quantile(model.predict(array, size).probability, 0.7))  # so that the mask is not empty
     settings = Settings(threshold=cut)
-    predict(runs["segment"], [tmp_path / "a.nii.gz"], tmp_path / "out", settings=settings, say=lambda line: None)
+    predict(runs["segment"], [tmp_path / "a.nii.gz"], tmp_path / "out", settings=settings, print_line=lambda line: None)
     result = model.predict(array, voxel_size_um=size, threshold=cut)
     assert result.probability.dtype == np.float32 and result.mask.dtype == bool
     assert 0.2 < result.mask.mean() < 0.4
@@ -118,7 +118,7 @@ def test_a_blank_volume_has_an_empty_mask_and_no_class(runs):
 
 def test_classes_are_those_of_the_file(runs, tmp_path):
     size = saved(tmp_path / "b.nii.gz", counts(2))
-    predict(runs["classify"], [tmp_path / "b.nii.gz"], tmp_path / "out", say=lambda line: None)
+    predict(runs["classify"], [tmp_path / "b.nii.gz"], tmp_path / "out", print_line=lambda line: None)
     with (tmp_path / "out" / "predictions.csv").open() as file:
         (row,) = csv.DictReader(file)
     result = lsmfm_jax.load(runs["classify"]).predict(counts(2), size)
@@ -131,7 +131,7 @@ def test_classes_are_those_of_the_file(runs, tmp_path):
 
 def test_a_deblurred_volume_is_that_of_the_file(runs, tmp_path):
     size = saved(tmp_path / "c.nii.gz", counts(3))
-    predict(runs["deblur"], [tmp_path / "c.nii.gz"], tmp_path / "out", say=lambda line: None)
+    predict(runs["deblur"], [tmp_path / "c.nii.gz"], tmp_path / "out", print_line=lambda line: None)
     result = lsmfm_jax.load(runs["deblur"]).predict(counts(3), size)
     assert result.volume.dtype == np.float32 and np.ptp(result.volume) > 0
     np.testing.assert_array_equal(result.volume, loaded(tmp_path / "out" / "c_deblurred.nii.gz"))
@@ -140,7 +140,7 @@ def test_a_deblurred_volume_is_that_of_the_file(runs, tmp_path):
 def test_flips_and_windows_are_those_of_the_command(runs, tmp_path):
     size = saved(tmp_path / "d.nii.gz", counts(4))
     settings = {"window": (16, 8, 8), "flips": True}
-    predict(runs["segment"], [tmp_path / "d.nii.gz"], tmp_path / "out", say=lambda line: None, **settings)
+    predict(runs["segment"], [tmp_path / "d.nii.gz"], tmp_path / "out", print_line=lambda line: None, **settings)
     result = lsmfm_jax.load(runs["segment"], **settings).predict(counts(4), size)
     np.testing.assert_array_equal(result.probability, loaded(tmp_path / "out" / "d_prob.nii.gz"))
 

@@ -34,7 +34,7 @@ def begin_run(folder, task, patches, **changes):
         config.data[name] = value
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(as_json(config)))
-    return read_patches(config, folder, say=lambda line: None)
+    return read_patches(config, folder, print_line=lambda line: None)
 
 
 def table(path):

@@ -30,10 +30,12 @@ def quiet(line):
     pass
 
 
-def predict(volume, out, *, network=None, task="segment", tissue=None, window=(16, 16, 16), say=quiet, **settings):
+def predict(
+    volume, out, *, network=None, task="segment", tissue=None, window=(16, 16, 16), print_line=quiet, **settings
+):
     predictor = copying(task=task, window=window, network=network)
     chosen = BrainSettings(**{"shard": (32, 32, 32), "skip_blank": False, **settings})
-    return predict_brain(predictor, volume, out, settings=chosen, tissue=tissue, say=say)
+    return predict_brain(predictor, volume, out, settings=chosen, tissue=tissue, print_line=print_line)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +128,7 @@ def test_a_trained_network_by_blocks_is_the_network_in_memory(run, tmp_path):
     assert np.ptp(blended) > 0.05
     threshold = float(np.median(blended))
     settings = BrainSettings(shard=(16, 16, 16), skip_blank=False, batch_size=2, threshold=threshold)
-    predict_brain(predictor, in_memory(array), tmp_path / "r.ome.zarr", settings=settings, say=quiet)
+    predict_brain(predictor, in_memory(array), tmp_path / "r.ome.zarr", settings=settings, print_line=quiet)
     probability, mask = written(tmp_path / "r.ome.zarr", PROBABILITY), written(tmp_path / "r.ome.zarr", MASK)
     assert np.abs(probability / 255 - blended).max() < 0.5 / 255 + 1e-5
     clear = np.abs(blended - threshold) > 1e-5
@@ -182,7 +184,9 @@ def test_blank_cells_are_left_out_and_the_rest_is_unchanged(tmp_path):
         return 0.4 + 0.5 * windows
 
     for name, skip in (("skipped", True), ("full", False)):
-        predict(in_memory(array), tmp_path / f"{name}.ome.zarr", network=network, skip_blank=skip, say=lines.append)
+        predict(
+            in_memory(array), tmp_path / f"{name}.ome.zarr", network=network, skip_blank=skip, print_line=lines.append
+        )
         seen.append(0)
     skipped, full = (written(tmp_path / f"{name}.ome.zarr", PROBABILITY) for name in ("skipped", "full"))
     cells = np.zeros((96, 96, 96), bool)
@@ -289,7 +293,7 @@ def test_what_is_done_is_left_alone_and_what_is_torn_is_done_again(tmp_path):
     predict(in_memory(array), out)
     before = written(out, PROBABILITY)
     files = {path: path.stat().st_mtime_ns for path in sorted(out.rglob("c/*/*/*"))}
-    predict(in_memory(array), out, say=lines.append)
+    predict(in_memory(array), out, print_line=lines.append)
     assert "0 of 8 shards to do" in lines[0]
     shards = [(0, 1, 0), (0, 0, 0), (1, 0, 0), (1, 0, 1)]
     torn, flipped, gone, unmarked = (shard_file(out, PROBABILITY, shard) for shard in shards)
@@ -301,7 +305,7 @@ def test_what_is_done_is_left_alone_and_what_is_torn_is_done_again(tmp_path):
     (out / "prediction" / "done" / "1.0.1.json").unlink()
     unmarked.write_bytes(b"half a shard")
     lines.clear()
-    predict(in_memory(array), out, say=lines.append)
+    predict(in_memory(array), out, print_line=lines.append)
     assert sum("predicted again" in line for line in lines) == 3
     assert any("4 of 8 shards to do" in line for line in lines), lines
     np.testing.assert_array_equal(written(out, PROBABILITY), before)
@@ -361,15 +365,15 @@ def test_an_error_while_reading_stops_with_the_shards_before_it(tmp_path):
     settings = {"shard": (32, 32, 32)}
     predictor = copying()
     chosen = BrainSettings(**settings, skip_blank=False)
-    predict_brain(predictor, volume, tmp_path / "r.ome.zarr", settings=chosen, prepare_only=True, say=quiet)
+    predict_brain(predictor, volume, tmp_path / "r.ome.zarr", settings=chosen, prepare_only=True, print_line=quiet)
     broken = True
     object.__setattr__(volume, "source", lambda box: read(box) if box[0].stop - box[0].start != 24 else array[box])
     with pytest.raises(PredictionError, match="the disk is gone"):
-        predict_brain(predictor, volume, tmp_path / "r.ome.zarr", settings=chosen, say=quiet)
+        predict_brain(predictor, volume, tmp_path / "r.ome.zarr", settings=chosen, print_line=quiet)
     done = sorted(path.name for path in (tmp_path / "r.ome.zarr" / "prediction" / "done").glob("*.json"))
     assert done == ["0.0.0.json"]
     broken = False
-    predict_brain(predictor, volume, tmp_path / "r.ome.zarr", settings=chosen, say=quiet)
+    predict_brain(predictor, volume, tmp_path / "r.ome.zarr", settings=chosen, print_line=quiet)
     assert written(tmp_path / "r.ome.zarr", PROBABILITY)[-1].any()
 
 

@@ -40,7 +40,9 @@ def _by_place(windows):
 def predict(volume, out, *, scale, box=None, tissue=None, task="segment", levels_from=None, **settings):
     predictor = dataclasses.replace(copying(task=task, network=_by_place), scale=scale)
     chosen = BrainSettings(shard=(32, 16, 24), box=None if box is None else parse_box(box), **settings)
-    return predict_brain(predictor, volume, out, settings=chosen, tissue=tissue, levels_from=levels_from, say=quiet)
+    return predict_brain(
+        predictor, volume, out, settings=chosen, tissue=tissue, levels_from=levels_from, print_line=quiet
+    )
 
 
 def part_of(root, image, box):

@@ -95,10 +95,10 @@ def test_four_processes_of_which_one_dies_make_the_same_result(undisturbed, tmp_
     for part in (0, 2, 3):
         finish(processes[part])
     with pytest.raises(PredictionError, match=r"of 12 shards are not done.*--part I/N that did not end"):
-        merge(out, say=lambda line: None)
+        merge(out, print_line=lambda line: None)
     finish(start(volume, out, part=2, parts=4))
     for root in (out, reference):
-        merge(root, say=lambda line: None)
+        merge(root, print_line=lambda line: None)
     found, expected = written(out, PROBABILITY), written(reference, PROBABILITY)
     # Windows come in other batches in four parts than in one.
     assert np.abs(found.astype(int) - expected).max() <= 1 and (found == expected).mean() > 0.999

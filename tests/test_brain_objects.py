@@ -132,7 +132,7 @@ def result(tmp_path):
     np.save(tmp_path / "a.npy", array)
     volume = in_memory(array, voxel_size_um=(2.0, 0.5, 0.5), path=str(tmp_path / "a.npy"))
     settings = BrainSettings(shard=(16, 32, 32))
-    predict_brain(copying(), volume, tmp_path / "r.ome.zarr", settings=settings, say=lambda line: None)
+    predict_brain(copying(), volume, tmp_path / "r.ome.zarr", settings=settings, print_line=lambda line: None)
     mask = written(tmp_path / "r.ome.zarr", MASK) > 0
     assert 0.01 < mask.mean() < 0.4
     return array, mask, tmp_path / "r.ome.zarr"
@@ -140,7 +140,7 @@ def result(tmp_path):
 
 def test_the_table_has_what_the_arrays_have(result):
     array, mask, out = result
-    summary = merge(out, say=lambda line: None)
+    summary = merge(out, print_line=lambda line: None)
     expected, count = ndimage.label(mask, np.ones((3, 3, 3)))
     rows, image = rows_of(out / "objects.csv"), written(out, INSTANCES)
     np.testing.assert_array_equal(image, expected)
@@ -181,7 +181,7 @@ def test_a_merge_can_be_done_again_with_other_objects(result, capsys):
 @pytest.mark.parametrize("kind, name", [("nifti", "r_mask.nii.gz"), ("tiff", "r_mask.ome.tif")])
 def test_the_mask_as_a_file_too(result, kind, name):
     _, mask, out = result
-    merge(out, changes={"also": kind, "no_objects": True}, say=lambda line: None)
+    merge(out, changes={"also": kind, "no_objects": True}, print_line=lambda line: None)
     array, info = read_single(out.with_name(name))
     np.testing.assert_array_equal(array > 0, mask)
     assert info.voxel_size_um == (2.0, 0.5, 0.5)
@@ -191,14 +191,14 @@ def test_the_mask_as_a_file_too(result, kind, name):
 def test_a_file_that_would_not_fit_is_refused(result):
     _, _, out = result
     with pytest.raises(PredictionError, match="take --also tiff"):
-        merge(out, changes={"also": "nifti", "no_objects": True}, max_ram_bytes=10_000, say=lambda line: None)
+        merge(out, changes={"also": "nifti", "no_objects": True}, max_ram_bytes=10_000, print_line=lambda line: None)
 
 
 def test_without_the_input_the_intensities_are_left_out(result, tmp_path):
     _, _, out = result
     (tmp_path / "a.npy").unlink()
     lines = []
-    merge(out, say=lines.append)
+    merge(out, print_line=lines.append)
     assert any("intensities are left out" in line for line in lines)
     rows = rows_of(out / "objects.csv")
     assert rows and all(row["mean_intensity"] == "" and row["mean_probability"] for row in rows)
@@ -226,9 +226,9 @@ def test_nothing_found_is_an_empty_table(tmp_path):
     out = tmp_path / "r.ome.zarr"
     settings = BrainSettings(threshold=1.0)
     predict_brain(
-        copying(network=lambda x: 0.5 * x), in_memory(array), out, settings=settings, say=lambda line: None
+        copying(network=lambda x: 0.5 * x), in_memory(array), out, settings=settings, print_line=lambda line: None
     )  # fmt: skip
-    assert merge(out, say=lambda line: None)["objects"] == 0
+    assert merge(out, print_line=lambda line: None)["objects"] == 0
     assert rows_of(out / "objects.csv") == [] and (out / "objects.csv").read_text().startswith("id,centroid_z")
     assert not written(out, INSTANCES).any()
 
@@ -242,8 +242,8 @@ def test_a_nifti_of_a_part_lies_where_the_part_was(tmp_path):
     write_nifti(tmp_path / "a.nii.gz", array, affine=affine)
     volume = open_volume(tmp_path / "a.nii.gz", box=(slice(4, 30), slice(10, 40), slice(5, 50)))
     out = tmp_path / "r.ome.zarr"
-    predict_brain(copying(), volume, out, settings=BrainSettings(), say=lambda line: None)
-    merge(out, changes={"also": "nifti"}, say=lambda line: None)
+    predict_brain(copying(), volume, out, settings=BrainSettings(), print_line=lambda line: None)
+    merge(out, changes={"also": "nifti"}, print_line=lambda line: None)
     _, info = read_single(tmp_path / "r_mask.nii.gz")
     np.testing.assert_allclose(info.affine[:3, 3], (7 + 2.5, 8 + 5, 9 + 8))
     scale, translation = json.loads((out / "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]["datasets"][

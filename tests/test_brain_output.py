@@ -20,10 +20,12 @@ def quiet(line):
     pass
 
 
-def predict(volume, out, *, network=None, task="segment", tissue=None, window=(16, 16, 16), say=quiet, **settings):
+def predict(
+    volume, out, *, network=None, task="segment", tissue=None, window=(16, 16, 16), print_line=quiet, **settings
+):
     predictor = copying(task=task, window=window, network=network)
     chosen = BrainSettings(**{"shard": (32, 32, 32), "skip_blank": False, **settings})
-    return predict_brain(predictor, volume, out, settings=chosen, tissue=tissue, say=say)
+    return predict_brain(predictor, volume, out, settings=chosen, tissue=tissue, print_line=print_line)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def test_progress_is_a_line_now_and_then_or_a_line_that_is_renewed():
 
     for terminal in (False, True):
         now, lines, stream = [0.0], [], Stream()
-        progress = Progress("x", 100_000_000, say=lines.append, stream=stream, clock=lambda now=now: now[0])
+        progress = Progress("x", 100_000_000, print_line=lines.append, stream=stream, clock=lambda now=now: now[0])
         for _ in range(50):
             now[0] += 2.0
             progress.add(1_000_000)
@@ -67,7 +69,7 @@ def test_progress_is_a_line_now_and_then_or_a_line_that_is_renewed():
         shown = lines[0] if lines else shown
         assert "Mvoxel/s" in shown and "left" in shown
     now = [0.0]
-    progress = Progress("x", 100_000_000, say=quiet, clock=lambda: now[0])
+    progress = Progress("x", 100_000_000, print_line=quiet, clock=lambda: now[0])
     now[0] = 32.0
     progress.add(16_000_000)
     assert progress.line() == "x: 16% of 100.0 Mvoxel, 0.5 Mvoxel/s, 32 s, 2 min 48 s left"
@@ -82,7 +84,7 @@ def test_metadata_have_what_ome_zarr_asks_for(tmp_path):
     array = np.zeros((20, 600, 40), np.uint16)
     array[:, 100:140] = blobs((20, 40, 40))
     predict(in_memory(array, voxel_size_um=(5.0, 1.0, 1.0)), tmp_path / "r.ome.zarr")
-    merge(tmp_path / "r.ome.zarr", say=quiet)
+    merge(tmp_path / "r.ome.zarr", print_line=quiet)
     root = json.loads((tmp_path / "r.ome.zarr" / "zarr.json").read_text())
     assert root["zarr_format"] == 3 and root["node_type"] == "group"
     labels = json.loads((tmp_path / "r.ome.zarr" / "labels" / "zarr.json").read_text())["attributes"]["ome"]

@@ -51,7 +51,7 @@ def test_the_cut_off_moves_and_the_run_stays(run, tmp_path):
     write_nifti(tmp_path / "new" / "b_vol9_label.nii.gz", strict, like=info)
     before = (run / "run.json").read_bytes()
     lines = []
-    found = calibrate(run, [image], tmp_path / "moved", say=lines.append)
+    found = calibrate(run, [image], tmp_path / "moved", print_line=lines.append)
     assert found["dice_after"] > found["dice_before"] + 0.02 and found["logit_shift"] < 0
     assert (run / "run.json").read_bytes() == before
     record = json.loads((tmp_path / "moved" / "run.json").read_text())
@@ -69,8 +69,8 @@ def test_the_cut_off_moves_and_the_run_stays(run, tmp_path):
 
 def test_calibrating_again_starts_from_what_is_there(run, tmp_path):
     image = write(tmp_path / "new", "b_vol9", 9)
-    first = calibrate(run, [image], tmp_path / "one", say=lambda line: None)
-    again = calibrate(tmp_path / "one", [image], tmp_path / "two", say=lambda line: None)
+    first = calibrate(run, [image], tmp_path / "one", print_line=lambda line: None)
+    again = calibrate(tmp_path / "one", [image], tmp_path / "two", print_line=lambda line: None)
     assert again["logit_shift"] == pytest.approx(first["logit_shift"], abs=1e-2)
     assert again["dice_before"] == pytest.approx(first["dice_after"], abs=0.02)
 

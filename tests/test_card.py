@@ -44,7 +44,7 @@ def segmentation(tmp_path):
     overrides = [f"--config.data.folder={patches}", "--config.data.patch_size=(16,16,16)", "--config.seed=7"]
     config = load_config("segment_unet:tiny", overrides)
     run = tmp_path / "run"
-    read = read_patches(config, run, say=lambda line: None)
+    read = read_patches(config, run, print_line=lambda line: None)
     tracker = Tracker(run, start_step=0, total_steps=3, tensorboard=False)
     for step, dice in ((0, 0.25), (3, 0.75)):
         tracker.metrics(step, "validation", {"dice": dice, "loss": 0.5 - step / 10})

@@ -186,14 +186,14 @@ def test_data_that_moved_is_the_same_data_and_another_number_of_stores_is_not(tm
 def test_a_split_knows_its_patches_by_their_hashes_wherever_they_are(tmp_path):
     config = load_config(f"{ROOT / 'configs' / 'segment_unet.py'}:tiny").copy_and_resolve_references()
     config.data.folder = str(write_patches(tmp_path / "old", count=4, size=16))
-    read_patches(config, tmp_path / "run", say=lambda line: None)
+    read_patches(config, tmp_path / "run", print_line=lambda line: None)
     shutil.move(tmp_path / "old", tmp_path / "new")
     config.data.folder = str(tmp_path / "new")
-    assert read_patches(config, tmp_path / "run", say=lambda line: None).train
+    assert read_patches(config, tmp_path / "run", print_line=lambda line: None).train
     write_patches(tmp_path / "other", count=4, size=20)
     config.data.folder = str(tmp_path / "other")
     with pytest.raises(LsmfmError, match="began with other patches"):
-        read_patches(config, tmp_path / "run", say=lambda line: None)
+        read_patches(config, tmp_path / "run", print_line=lambda line: None)
 
 
 def test_memory_and_the_system_are_explained_and_mistakes_are_not():

@@ -55,7 +55,7 @@ def both_ways(tmp_path, prediction, truth, **how):
         (tmp_path / side).mkdir(exist_ok=True)
         np.save(tmp_path / side / "brain_1.npy", array)
     paths = [tmp_path / side / "brain_1.npy" for side in ("pred", "label")]
-    by_blocks = evaluate_volumes(*paths, tmp_path / "blocks.csv", say=quiet, **how)
+    by_blocks = evaluate_volumes(*paths, tmp_path / "blocks.csv", print_line=quiet, **how)
     whole = evaluate_folders(tmp_path / "pred", tmp_path / "label", tmp_path / "whole.csv", **how)
     for result in (by_blocks, whole):
         assert [(row.patch, row.volume) for row in result.rows] == [("brain_1", "brain_1")] * 3
@@ -98,14 +98,16 @@ def test_voxels_that_nobody_annotated_count_nowhere(tmp_path, kind):
     nothing = np.full(SHAPE, 255, np.uint8)
     np.save(tmp_path / "none.npy", nothing)
     with pytest.raises(MaskFolderError, match=r"none\.npy: every voxel has a value of --ignore"):
-        evaluate_volumes(tmp_path / "pred" / "brain_1.npy", tmp_path / "none.npy", tmp_path / "n.csv", **how, say=quiet)
+        evaluate_volumes(
+            tmp_path / "pred" / "brain_1.npy", tmp_path / "none.npy", tmp_path / "n.csv", **how, print_line=quiet
+        )
 
 
 def test_what_needs_the_whole_is_left_out_by_name_where_it_does_not_fit(tmp_path):
     prediction, truth = sides()
     blocks, whole = both_ways(tmp_path, prediction, truth)
     paths = [tmp_path / side / "brain_1.npy" for side in ("pred", "label")]
-    result = evaluate_volumes(*paths, tmp_path / "s.csv", max_ram_bytes=10**6, say=quiet)
+    result = evaluate_volumes(*paths, tmp_path / "s.csv", max_ram_bytes=10**6, print_line=quiet)
     assert result.notes == [
         "cl_dice and hausdorff_95_voxels left out: they need both volumes whole, about 6 MiB, and --max-ram is 1 MiB"
     ]
@@ -129,8 +131,8 @@ def results(tmp_path_factory):
         settings = BrainSettings(
             shard=(32, 32, 32), threshold=0.6, skip_blank=False, box=None if box is None else parse_box(box)
         )
-        predict_brain(network, in_memory(array), folder / f"{name}.ome.zarr", settings=settings, say=quiet)
-        merge(folder / f"{name}.ome.zarr", say=quiet)
+        predict_brain(network, in_memory(array), folder / f"{name}.ome.zarr", settings=settings, print_line=quiet)
+        merge(folder / f"{name}.ome.zarr", print_line=quiet)
     low, high = np.percentile(array, (1, 99))
     np.save(folder / "truth.npy", ((array - low) / (high - low) > 0.7).astype(np.uint8))
     with (folder / "whole.ome.zarr" / "objects.csv").open() as file:
@@ -155,10 +157,12 @@ def test_the_command_judges_a_result_by_its_instances(results, tmp_path, capsys)
 
 
 def test_a_result_of_a_box_is_judged_by_that_box_of_the_truth(results, tmp_path):
-    found = evaluate_volumes(results / "box.ome.zarr", results / "truth.npy", tmp_path / "s.csv", say=quiet)
+    found = evaluate_volumes(results / "box.ome.zarr", results / "truth.npy", tmp_path / "s.csv", print_line=quiet)
     box = parse_box("11:43,7:60,20:66")
     np.save(tmp_path / "cut.npy", np.load(results / "truth.npy")[box])
-    cut = evaluate_volumes(results / "box.ome.zarr" / MASK.group, tmp_path / "cut.npy", tmp_path / "c.csv", say=quiet)
+    cut = evaluate_volumes(
+        results / "box.ome.zarr" / MASK.group, tmp_path / "cut.npy", tmp_path / "c.csv", print_line=quiet
+    )
     assert found.rows[0].scores["dice"] == cut.rows[0].scores["dice"] > 0.5
     assert found.rows[0].scores["true_positives"] > 3
     with pytest.raises(MaskFolderError, match="for a result of lsmfm predict --box name the result itself"):
@@ -167,7 +171,7 @@ def test_a_result_of_a_box_is_judged_by_that_box_of_the_truth(results, tmp_path)
 
 @pytest.mark.parametrize("name", ["whole", "box"])
 def test_points_are_a_truth_for_counting(results, tmp_path, name):
-    found = evaluate_volumes(results / f"{name}.ome.zarr", results / "cells.csv", tmp_path / "s.csv", say=quiet)
+    found = evaluate_volumes(results / f"{name}.ome.zarr", results / "cells.csv", tmp_path / "s.csv", print_line=quiet)
     scores = found.rows[0].scores
     assert found.settings["labels"] == "points" and set(scores) == {key for key in scores if "detection" in key}
     assert scores["detection_true_positives"] > 3
@@ -184,18 +188,18 @@ def test_what_cannot_be_compared_is_refused(results, tmp_path):
     np.save(tmp_path / "image.npy", (blobs(SHAPE) * 3))
     out = tmp_path / "s.csv"
     with pytest.raises(LabelError, match=r"image\.npy: it has \d+ values .* change from voxel to voxel"):
-        evaluate_volumes(tmp_path / "p.npy", tmp_path / "image.npy", out, say=quiet)
+        evaluate_volumes(tmp_path / "p.npy", tmp_path / "image.npy", out, print_line=quiet)
     with pytest.raises(MaskFolderError, match=r"has the shape .*: both must be of the same voxels"):
-        evaluate_volumes(tmp_path / "p.npy", results / "truth.npy", out, say=quiet)
+        evaluate_volumes(tmp_path / "p.npy", results / "truth.npy", out, print_line=quiet)
     np.save(tmp_path / "odd.npy", np.where(np.arange(SHAPE[0])[:, None, None] < 20, prediction, 255 * truth))
     with pytest.raises(LabelError, match="label value 255 stands beside 0, 1"):
-        evaluate_volumes(tmp_path / "p.npy", tmp_path / "odd.npy", out, label_kind="auto", say=quiet)
+        evaluate_volumes(tmp_path / "p.npy", tmp_path / "odd.npy", out, label_kind="auto", print_line=quiet)
     for name, first in (("a", 1.0), ("b", -1.0)):
         write_nifti(tmp_path / f"{name}.nii", truth.astype(np.uint8), affine=np.diag([first, 1.0, 1.0, 1.0]))
     with pytest.raises(MaskFolderError, match="differ in their affines"):
-        evaluate_volumes(tmp_path / "a.nii", tmp_path / "b.nii", out, say=quiet)
+        evaluate_volumes(tmp_path / "a.nii", tmp_path / "b.nii", out, print_line=quiet)
     with pytest.raises(MaskFolderError, match="threshold is 2, but"):
-        evaluate_volumes(tmp_path / "p.npy", tmp_path / "p.npy", out, threshold=2.0, say=quiet)
+        evaluate_volumes(tmp_path / "p.npy", tmp_path / "p.npy", out, threshold=2.0, print_line=quiet)
     assert not out.exists()
 
 

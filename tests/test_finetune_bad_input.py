@@ -26,7 +26,7 @@ def read(task, folder, run, **changes):
     for name, value in changes.items():
         config.data[name] = value
     lines = []
-    return read_patches(config, run, say=lines.append), lines
+    return read_patches(config, run, print_line=lines.append), lines
 
 
 def test_a_mask_of_another_shape_is_named_with_both_shapes(patches, tmp_path):
@@ -103,8 +103,8 @@ def test_one_patch_alone_trains_without_validation(tmp_path):
     config.model.unet.channels, config.model.unet.strides, config.model.unet.num_res_units = (2, 4), (2,), 1
     config.augment.probability, config.train.tensorboard = 0.0, False
     config.train.batch_size, config.train.epochs = 8, 2
-    setup = SETUPS["segment"](config, tmp_path / "run", say=lines.append)
-    _, ending = execute(config, setup, tmp_path / "run", say=lines.append)
+    setup = SETUPS["segment"](config, tmp_path / "run", print_line=lines.append)
+    _, ending = execute(config, setup, tmp_path / "run", print_line=lines.append)
     assert ending.value == "all epochs done", ending
     assert any("no validation: the last state of the run is its result" in line for line in lines)
     assert json.loads((tmp_path / "run" / "split.json").read_text())["validation"] == []

@@ -40,7 +40,7 @@ def begin(task, name, folder, patches, run):
     config.data.folder, config.init_from, config.model.name = str(patches), str(folder), name
     config.data.patch_size, config.data.validation_frac = (SIZES[name],) * 3, 0.34
     config.model.dtype, config.train.batch_size, config.augment.probability = "float32", 1, 0.0
-    setup = SETUPS[task](config, run, say=lambda line: None)
+    setup = SETUPS[task](config, run, print_line=lambda line: None)
     shapes = jax.eval_shape(setup.task.init, jax.random.key(0))
     optimiser = make_optimiser(shapes[0], setup.rules, optimiser_settings(config, setup.steps_per_epoch))
     step = build_train_step(setup.task, optimiser, seed=0)

@@ -26,7 +26,7 @@ def read(task, folder, run, **changes):
     for path, value in changes.items():
         part, _, name = path.partition("__")
         config[part][name] = value
-    return read_patches(config, run, say=lambda line: None)
+    return read_patches(config, run, print_line=lambda line: None)
 
 
 def by_name(patches):

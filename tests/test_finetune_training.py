@@ -94,7 +94,7 @@ def _config(task, patches, **changes):
 def _begin(config, folder):
     """Setup, step (not compiled) and first state of a run, with what `init_from` gives."""
     lines = []
-    setup = SETUPS[config.task](config, folder, say=lines.append)
+    setup = SETUPS[config.task](config, folder, print_line=lines.append)
     settings = optimiser_settings(config, setup.steps_per_epoch)
     shapes = jax.eval_shape(setup.task.init, jax.random.key(config.seed))
     optimiser = make_optimiser(shapes[0], setup.rules, settings)
@@ -357,8 +357,8 @@ def test_a_run_goes_to_its_end_and_starts_another(patches, pretrained, tmp_path)
         "reinit_top": True,
     }
     config, run, lines = _config("segment", patches, **changes), tmp_path / "run", []
-    setup = SETUPS["segment"](config, run, say=lines.append)
-    execute(config, setup, run, say=lines.append)
+    setup = SETUPS["segment"](config, run, print_line=lines.append)
+    execute(config, setup, run, print_line=lines.append)
     assert any("reinit_top: 7 parameters" in line for line in lines), lines
     assert any("100.00 %" in line for line in lines)
     record = json.loads((run / "run.json").read_text())
@@ -371,9 +371,11 @@ def test_a_run_goes_to_its_end_and_starts_another(patches, pretrained, tmp_path)
     split["train"][0]["sha256"] = "0"
     (run / "split.json").write_text(json.dumps(split))
     with pytest.raises(LabelledDataError, match=r"began with other patches"):
-        SETUPS["segment"](config, run, say=lines.append)
+        SETUPS["segment"](config, run, print_line=lines.append)
     # Another run of the task takes the head too.
-    second = SETUPS["segment"](_config("segment", patches, init_from=str(run)), tmp_path / "second", say=lines.append)
+    second = SETUPS["segment"](
+        _config("segment", patches, init_from=str(run)), tmp_path / "second", print_line=lines.append
+    )
     ((_, given, _),) = second.initial
     assert set(given) == {"backbone", "head"}
     damaged = next(pathlib.Path(run / "best").rglob("state/**/d/*"))
@@ -382,7 +384,7 @@ def test_a_run_goes_to_its_end_and_starts_another(patches, pretrained, tmp_path)
         if folder.name.isdigit():
             (folder / "_CHECKPOINT_METADATA").unlink()
     with pytest.raises(CheckpointError, match=r"no whole checkpoint there"):
-        SETUPS["segment"](_config("segment", patches, init_from=str(run)), tmp_path / "third", say=lines.append)
+        SETUPS["segment"](_config("segment", patches, init_from=str(run)), tmp_path / "third", print_line=lines.append)
 
 
 def test_weights_that_lack_a_leaf_name_it(patches, pretrained, tmp_path):
@@ -391,6 +393,6 @@ def test_weights_that_lack_a_leaf_name_it(patches, pretrained, tmp_path):
     folder = tmp_path / "weights"
     write_weights(folder, record=weights.record, params=weights.params, batch_stats=weights.batch_stats)
     config = _config("segment", patches, init_from=str(folder), **{"train.batch_size": 8, "train.epochs": 1})
-    setup = SETUPS["segment"](config, tmp_path / "run", say=lambda line: None)
+    setup = SETUPS["segment"](config, tmp_path / "run", print_line=lambda line: None)
     with pytest.raises(CoverageError, match=r"backbone/up_0/unit_0/conv/bias: missing"):
-        execute(config, setup, tmp_path / "run", say=lambda line: None)
+        execute(config, setup, tmp_path / "run", print_line=lambda line: None)

@@ -34,7 +34,7 @@ def _volumes(patches):
 
 def test_crops_of_one_brain_are_on_one_side_and_the_sides_are_printed(folder, tmp_path):
     lines = []
-    patches = read_patches(_configuration(folder), tmp_path / "run", say=lines.append)
+    patches = read_patches(_configuration(folder), tmp_path / "run", print_line=lines.append)
     train, validation = _volumes(patches)
     assert not train & validation and len(train) == 2 and len(validation) == 1
     assert f"validation: 1 volume ({next(iter(validation))} 4 patches)" in lines
@@ -45,41 +45,41 @@ def test_crops_of_one_brain_are_on_one_side_and_the_sides_are_printed(folder, tm
 def test_subjects_that_are_numbered_are_told_apart(tmp_path):
     for number in (1, 2):
         write_patch(tmp_path / "files", f"mouse_{number}", size=16, seed=number, balls=1)
-    patches = read_patches(_configuration(tmp_path / "files"), tmp_path / "run", say=lambda line: None)
+    patches = read_patches(_configuration(tmp_path / "files"), tmp_path / "run", print_line=lambda line: None)
     assert len(patches.train) == len(patches.validation) == 1
 
 
 def test_a_run_that_began_under_the_earlier_rule_goes_on_with_its_patches(folder, tmp_path, monkeypatch):
     config, run = _configuration(folder), tmp_path / "run"
 
-    def by_the_earlier_rule(config, folder, *, say):
-        return finetune_patches._sides(config, say=say, earlier=True)
+    def by_the_earlier_rule(config, folder, *, print_line):
+        return finetune_patches._sides(config, print_line=print_line, earlier=True)
 
     with monkeypatch.context() as patched:
         patched.setattr(finetune_patches, "_sides_of_run", by_the_earlier_rule)
-        began = read_patches(config, run, say=lambda line: None)
+        began = read_patches(config, run, print_line=lambda line: None)
     recorded = json.loads((run / "split.json").read_text())
     assert {row["volume"] for side in recorded.values() for row in side} >= {"brain1_z0000_y0000_x"}
-    goes_on = read_patches(config, run, say=lambda line: None)
+    goes_on = read_patches(config, run, print_line=lambda line: None)
     assert [p.name for p in goes_on.train] == [p.name for p in began.train]
     assert json.loads((run / "split.json").read_text()) == recorded
     # A new run with the same seed draws by today's rule.
-    read_patches(config, tmp_path / "new", say=lambda line: None)
+    read_patches(config, tmp_path / "new", print_line=lambda line: None)
     assert json.loads((tmp_path / "new" / "split.json").read_text()) != recorded
     config.seed += 1
     with pytest.raises(LabelledDataError, match="began with other patches"):
-        read_patches(config, run, say=lambda line: None)
+        read_patches(config, run, print_line=lambda line: None)
 
 
 def test_a_damaged_record_is_one_line(folder, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "split.json").write_text('{"train": [')
     with pytest.raises(LabelledDataError, match=r"split\.json: damaged"):
-        read_patches(_configuration(folder), tmp_path / "run", say=lambda line: None)
+        read_patches(_configuration(folder), tmp_path / "run", print_line=lambda line: None)
 
 
 def test_one_brain_alone_cannot_be_split(tmp_path):
     for seed, name in enumerate(NAMES[:4]):
         write_patch(tmp_path / "files", name, size=16, seed=seed, balls=1)
     with pytest.raises(SplitError, match="4 patches of 1 volume"):
-        read_patches(_configuration(tmp_path / "files"), tmp_path / "run", say=lambda line: None)
+        read_patches(_configuration(tmp_path / "files"), tmp_path / "run", print_line=lambda line: None)

@@ -139,7 +139,7 @@ def run(folder, workdir, **values):
     for name, value in values.items():
         config.data[name] = value
     lines = []
-    return read_patches(config, workdir, say=lines.append), lines
+    return read_patches(config, workdir, print_line=lines.append), lines
 
 
 def write(folder, label_of, affine=None):

@@ -159,11 +159,11 @@ def test_a_run_trains_and_is_judged_on_a_few_annotated_planes(tmp_path):
     config.augment.probability, config.train.tensorboard, config.optim.learning_rate = 0.0, False, 0.02
     config.train.batch_size, config.train.epochs, config.data.crops_per_patch = 8, 16, 8
     lines = []
-    setup = SETUPS["segment"](config, tmp_path / "run", say=lines.append)
+    setup = SETUPS["segment"](config, tmp_path / "run", print_line=lines.append)
     batch = next(iter(setup.validation))
     assert set(np.unique(batch["target"])) == {0, 1, IGNORED}
     assert setup.record["labels"] == {"foreground": [2], "background": [], "ignore": [0]}
-    _, ending = execute(config, setup, tmp_path / "run", say=lines.append)
+    _, ending = execute(config, setup, tmp_path / "run", print_line=lines.append)
     assert ending.value == "all epochs done"
     found = [line for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if '"validation"' in line]
     best = max(float(line.split('"dice": ')[1].split(",")[0]) for line in found)
@@ -178,7 +178,7 @@ def test_a_patch_without_an_annotated_voxel_is_named(tmp_path):
     config = defaults("segment")
     config.data.folder, config.data.ignore_labels, config.data.foreground_labels = str(folder), (0,), (2,)
     with pytest.raises(LabelledDataError, match=rf"{name}: every voxel has a value of data\.ignore_labels \(0,\)"):
-        read_patches(config, tmp_path / "run", say=lambda line: None)
+        read_patches(config, tmp_path / "run", print_line=lambda line: None)
 
 
 def test_a_sharp_volume_of_the_ignored_value_decides_on_no_crop():
@@ -228,7 +228,7 @@ def test_real_axons_of_two_planes(shared, tmp_path):
     folder = shared / "data" / "more" / "trailmap_labelled"
     config = defaults("segment")
     config.data.folder, config.data.ignore_labels, config.data.foreground_labels = str(folder), (0,), (2,)
-    patches = read_patches(config, tmp_path / "run", say=lambda line: None)
+    patches = read_patches(config, tmp_path / "run", print_line=lambda line: None)
     for patch in (*patches.train, *patches.validation):
         annotated = patch.target != IGNORED
         assert 2 <= annotated.any(axis=(1, 2)).sum() <= 4, patch.name

@@ -35,14 +35,14 @@ def _best_of(folder):
 @pytest.mark.parametrize("resumed_from", [6, 0])
 def test_after_a_resume_from_an_earlier_step_best_is_of_the_branch_that_is_trained(tmp_path, capsys, resumed_from):
     folder = tmp_path / "run"
-    execute(_config(epochs=6), _setup(), folder, say=_quiet)
+    execute(_config(epochs=6), _setup(), folder, print_line=_quiet)
     left = committed_steps(folder / "best")[0]
     assert left > 9
     _without(folder / "checkpoints", [step for step in committed_steps(folder / "checkpoints") if step > resumed_from])
     capsys.readouterr()
     config, said = _config(epochs=3), []
     config.optim.learning_rate = 2e-2
-    state, _ = execute(config, _setup(), folder, say=said.append)
+    state, _ = execute(config, _setup(), folder, print_line=said.append)
     assert any(f"best checkpoint of step {left} is later than step {resumed_from}: set aside" in line for line in said)
     step, value = _best_of(folder)
     assert resumed_from < step <= 9 and (folder / "best" / f"later-{left}").is_dir()
@@ -57,12 +57,12 @@ def test_after_a_resume_from_an_earlier_step_best_is_of_the_branch_that_is_train
 
 def test_a_best_checkpoint_at_or_before_the_step_of_the_resume_stays_the_best(tmp_path):
     folder = tmp_path / "run"
-    execute(_config(epochs=3), _setup(), folder, say=_quiet)
+    execute(_config(epochs=3), _setup(), folder, print_line=_quiet)
     before = _best_of(folder)
     config = _config(epochs=5)
     config.optim.learning_rate = 0.0
     config.optim.weight_decay = 0.0
-    execute(config, _setup(), folder, say=_quiet)
+    execute(config, _setup(), folder, print_line=_quiet)
     assert _best_of(folder) == before and not list((folder / "best").glob("later-*"))
 
 
@@ -76,7 +76,7 @@ def test_best_is_not_printed_where_it_was_not_saved(tmp_path, capsys, monkeypatc
 
     monkeypatch.setattr(Checkpoints, "save", refusing)
     folder = tmp_path / "run"
-    execute(_config(epochs=3), _setup(), folder, say=_quiet)
+    execute(_config(epochs=3), _setup(), folder, print_line=_quiet)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("validation")]
     assert lines[0].endswith("(better, but not saved; none saved yet)")
     assert lines[1].endswith(" (best)")
@@ -100,7 +100,7 @@ def test_a_best_checkpoint_that_fails_in_the_background_is_not_kept_as_the_best(
 
     monkeypatch.setattr(Checkpoints, "save", noting)
     monkeypatch.setattr(Checkpoints, "seal", failing)
-    execute(_config(epochs=2), _setup(), tmp_path / "run", say=_quiet)
+    execute(_config(epochs=2), _setup(), tmp_path / "run", print_line=_quiet)
     assert failed and "the state of epoch 1 is not saved as the best" in capsys.readouterr().out
 
 
@@ -146,7 +146,7 @@ class _Clock:
 def test_the_pace_is_that_of_steps_without_compiling_validating_and_saving(tmp_path, monkeypatch, log_every):
     clock = _Clock(monkeypatch, step_s=2.0, compile_s=500.0)
     config = _config(log_every_steps=log_every)
-    execute(config, _setup(validation=clock.validation()), tmp_path / "run", say=_quiet)
+    execute(config, _setup(validation=clock.validation()), tmp_path / "run", print_line=_quiet)
     lines = read_metrics(tmp_path / "run", "train")
     paces = [line["patches_per_s"] for line in lines if "patches_per_s" in line]
     assert set(paces) == {8 / 2.0}
@@ -166,7 +166,7 @@ def test_a_stop_writes_the_pace_of_its_last_steps_or_nothing(tmp_path, monkeypat
 
         clock.steps = 0
         folder = tmp_path / str(stop_at)
-        _, ending = execute(_config(log_every_steps=50), _setup(batches=stopped), folder, say=_quiet)
+        _, ending = execute(_config(log_every_steps=50), _setup(batches=stopped), folder, print_line=_quiet)
         assert ending is Ending.STOPPED
         last = read_metrics(folder, "train")[-1]
         assert last["step"] == stop_at + 1

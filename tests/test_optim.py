@@ -115,6 +115,12 @@ def test_cosine_only_falls_after_the_warmup():
     assert rates[-1] == pytest.approx(0.01)
 
 
+def test_an_unknown_schedule_is_refused():
+    settings = AdamWSettings(learning_rate=0.1, schedule="linear", total_steps=50)
+    with pytest.raises(RuleError, match="'linear'; allowed: constant, cosine"):
+        learning_rate_schedule(settings)
+
+
 def test_clipping_bounds_the_gradient():
     optimiser = make_optimiser(PARAMS, [Rule(".", Group("all"))], AdamWSettings(learning_rate=0.1, clip_norm=1e-3))
     _, state = optimiser.update(GRADS, optimiser.init(PARAMS), PARAMS)

@@ -233,7 +233,7 @@ def test_segmentation_of_a_file_is_the_network_on_it(runs, weights, tmp_path, ca
 def test_a_volume_of_another_size_and_type_is_predicted_whole(runs, tmp_path):
     volume = rng_volume((10, 24, 19))
     np.save(tmp_path / "b.npy", volume)
-    predict(runs["segment"], [tmp_path / "b.npy"], tmp_path / "out", say=lambda line: None)
+    predict(runs["segment"], [tmp_path / "b.npy"], tmp_path / "out", print_line=lambda line: None)
     probability = nibabel.load(tmp_path / "out" / "b_prob.nii.gz").get_fdata()
     assert probability.shape == (19, 24, 10)
     assert probability.min() >= 0 and probability.max() <= 1 and np.ptp(probability) > 0
@@ -243,7 +243,7 @@ def test_classification_writes_a_probability_for_each_class(runs, weights, tmp_p
     params, stats, heads = weights
     volume = rng_volume((16, 16, 16), seed=3)
     save(tmp_path / "plaque_patch_001_vol002_ch0.nii.gz", volume)
-    predict(runs["classify"], [tmp_path], tmp_path / "out", say=lambda line: None)
+    predict(runs["classify"], [tmp_path], tmp_path / "out", print_line=lambda line: None)
     (row,) = rows_of(tmp_path / "out" / "predictions.csv")
     apply = build_classifier({**RECORD, "task": "classify"})
     x = jnp.asarray(scaled(volume, clip=True)[None, ..., None])
@@ -260,7 +260,7 @@ def test_deblurring_writes_counts_beyond_the_percentiles(runs, weights, tmp_path
     blurred = ndimage.gaussian_filter(sharp, 1)
     save(tmp_path / "c.nii.gz", sharp)
     save(tmp_path / "c_blurred.nii.gz", blurred)
-    predict(runs["deblur"], [tmp_path], tmp_path / "out", say=lambda line: None)
+    predict(runs["deblur"], [tmp_path], tmp_path / "out", print_line=lambda line: None)
     apply = build_deblurrer({**RECORD, "task": "deblur"})
     x = jnp.asarray(scaled(blurred, clip=False)[None, ..., None])
     result = np.asarray(apply({"backbone": params, "head": heads["deblur"]}, stats, x))[0, ..., 0]
@@ -302,7 +302,7 @@ def test_a_file_that_fails_is_named_and_the_others_are_predicted(runs, tmp_path)
     save(tmp_path / "other_label.nii.gz", np.zeros((4, 4, 4), np.uint8))
     (tmp_path / "broken.nii.gz").write_bytes((tmp_path / "good.nii.gz").read_bytes()[:500])
     with pytest.raises(PredictionError, match=r"2 of 3 files failed.*broken.*truncated.*other_label.*\(4, 4, 4\)"):
-        predict(runs["segment"], [tmp_path], tmp_path / "out", say=lambda line: None)
+        predict(runs["segment"], [tmp_path], tmp_path / "out", print_line=lambda line: None)
     rows = {row["file"].rpartition("/")[2]: row for row in rows_of(tmp_path / "out" / "predictions.csv")}
     assert rows["good.nii.gz"]["error"] == "" and rows["good.nii.gz"]["foreground_frac"]
     assert "copy the file again" in rows["broken.nii.gz"]["error"]
@@ -345,7 +345,7 @@ def test_evaluate_judges_what_predict_wrote(runs, tmp_path, capsys):
     save(tmp_path / "p_1.nii.gz", volume)
     save(tmp_path / "p_1_label.nii.gz", (volume > np.percentile(volume, 80)).astype(np.uint8))
     out = tmp_path / "out"
-    rows = predict(runs["segment"], [tmp_path], out, say=lambda line: None)
+    rows = predict(runs["segment"], [tmp_path], out, print_line=lambda line: None)
     table = tmp_path / "scores.csv"
     arguments = ["evaluate", "--pred", str(out), "--label", str(tmp_path), "--out", str(table), "--method", "ours"]
     assert main([*arguments, "--match-dice", "0.4"]) == 0

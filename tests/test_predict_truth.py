@@ -42,7 +42,9 @@ def test_a_blank_volume_has_an_empty_mask_and_is_judged(threshold, network, tmp_
     save(tmp_path / "a.nii.gz", blank)
     save(tmp_path / "a_label.nii.gz", np.zeros_like(blank, np.uint8))
     save(tmp_path / "b.nii.gz", volume())
-    rows = predict(tmp_path, [tmp_path], tmp_path / "o", settings=Settings(threshold=threshold), say=lambda line: None)
+    rows = predict(
+        tmp_path, [tmp_path], tmp_path / "o", settings=Settings(threshold=threshold), print_line=lambda line: None
+    )
     assert not nibabel.load(tmp_path / "o" / "a_mask.nii.gz").get_fdata().any()
     assert not nibabel.load(tmp_path / "o" / "a_prob.nii.gz").get_fdata().any()
     assert rows[0]["foreground_frac"] == 0 and rows[0]["dice"] == 1 and rows[1]["foreground_frac"] > 0
@@ -55,10 +57,10 @@ def test_a_truth_is_read_as_the_run_read_its_labels(network, tmp_path):
     save(tmp_path / "a.nii.gz", image)
     save(tmp_path / "a_label.nii.gz", label)
     network["labels"] = {"foreground": [2], "background": [], "ignore": [0]}
-    (row,) = predict(tmp_path, [tmp_path], tmp_path / "o", say=lambda line: None)
+    (row,) = predict(tmp_path, [tmp_path], tmp_path / "o", print_line=lambda line: None)
     assert row["dice"] == row["cl_dice"] == row["panoptic_quality"] == 1.0 and row["true_positives"] == 1
     del network["labels"]  # a run from before they were recorded
-    (row,) = predict(tmp_path, [tmp_path], tmp_path / "p", say=lambda line: None)
+    (row,) = predict(tmp_path, [tmp_path], tmp_path / "p", print_line=lambda line: None)
     assert row["dice"] < 0.2
 
 
@@ -69,10 +71,10 @@ def test_a_mirrored_truth_is_turned_and_a_shifted_one_refused(network, tmp_path)
     mirrored[:3, 0] *= -1
     save(tmp_path / "a.nii.gz", image)
     save(tmp_path / "a_label.nii.gz", (image > 500).astype(np.uint8)[:, :, ::-1], mirrored)
-    (row,) = predict(tmp_path, [tmp_path], tmp_path / "o", say=lambda line: None)
+    (row,) = predict(tmp_path, [tmp_path], tmp_path / "o", print_line=lambda line: None)
     assert row["dice"] == 1.0
     shifted = AFFINE.copy()
     shifted[2, 3] -= 3 * 0.006
     save(tmp_path / "a_label.nii.gz", (image > 500).astype(np.uint8), shifted)
     with pytest.raises(PredictionError, match=r"a_label\.nii\.gz lies -3 in Z voxels off .*a\.nii\.gz"):
-        predict(tmp_path, [tmp_path], tmp_path / "p", say=lambda line: None)
+        predict(tmp_path, [tmp_path], tmp_path / "p", print_line=lambda line: None)

@@ -63,7 +63,7 @@ def _config(store, **changes):
 def _first_state(config, folder):
     """The state before the first step, without a compiled step, and what was said on the way."""
     lines = []
-    setup = pretraining_setup(config, folder, say=lines.append)
+    setup = pretraining_setup(config, folder, print_line=lines.append)
     settings = optimiser_settings(config, setup.steps_per_epoch)
     shapes = jax.eval_shape(setup.task.init, jax.random.key(0))
 
@@ -74,14 +74,14 @@ def _first_state(config, folder):
     optimiser = make_optimiser(shapes[0], setup.rules, settings)
     abstract = jax.eval_shape(lambda p, s: state_of(setup.task, optimiser, p, s), *shapes)
     shardings = state_shardings(abstract, make_mesh(devices=jax.devices()[:1]))
-    return first_state(config, setup, optimiser=optimiser, shardings=shardings, say=lines.append), setup, lines
+    return first_state(config, setup, optimiser=optimiser, shardings=shardings, print_line=lines.append), setup, lines
 
 
 @pytest.fixture(scope="module")
 def pretrained(store, tmp_path_factory):
     """Weights as a run has them, its text model beside; the teacher is not the student."""
     folder = tmp_path_factory.mktemp("runs") / "first"
-    setup = pretraining_setup(_config(store), folder, say=lambda line: None)
+    setup = pretraining_setup(_config(store), folder, print_line=lambda line: None)
     shapes = jax.eval_shape(setup.task.init, jax.random.key(0))
     rng = np.random.default_rng(5)
     params, stats = jax.tree.map(lambda leaf: rng.uniform(0.1, 0.9, leaf.shape).astype(np.float32), shapes)
@@ -121,10 +121,10 @@ def test_student_teacher_and_statistics_are_those_of_init_from(store, pretrained
 def test_the_own_checkpoint_of_a_run_comes_before_init_from(store, pretrained, tmp_path):
     folder = tmp_path / "run"
     config = _config(store, init_from=str(pretrained))
-    assert pretraining_setup(config, folder, say=lambda line: None).start is not None
+    assert pretraining_setup(config, folder, print_line=lambda line: None).start is not None
     (folder / "checkpoints" / "3").mkdir(parents=True)
     config.init_from = "/does/not/exist"
-    assert pretraining_setup(config, folder, say=lambda line: None).start is None
+    assert pretraining_setup(config, folder, print_line=lambda line: None).start is None
 
 
 def test_weights_without_a_teacher_say_so(store, pretrained, tmp_path):
@@ -142,7 +142,7 @@ def test_what_is_no_run_is_refused(store, tmp_path, what):
     if what == "a file":
         place.write_text("x")
     with pytest.raises(CheckpointError, match=str(place)) as refused:
-        pretraining_setup(_config(store, init_from=str(place)), tmp_path / "run", say=lambda line: None)
+        pretraining_setup(_config(store, init_from=str(place)), tmp_path / "run", print_line=lambda line: None)
     assert "\n" not in str(refused.value)
 
 
@@ -190,7 +190,7 @@ def test_another_shape_is_refused_and_may_be_allowed(store, pretrained, tmp_path
 def test_an_architecture_that_no_shape_shows_is_refused(store, pretrained, tmp_path, key, value, message):
     folder = _rewritten(pretrained, tmp_path / "w", lambda parts, record: record["architecture"].update({key: value}))
     with pytest.raises(ConfigError, match=message):
-        pretraining_setup(_config(store, init_from=str(folder)), tmp_path / "run", say=lambda line: None)
+        pretraining_setup(_config(store, init_from=str(folder)), tmp_path / "run", print_line=lambda line: None)
 
 
 def test_values_that_are_not_finite_are_refused(store, pretrained, tmp_path):
@@ -199,7 +199,7 @@ def test_values_that_are_not_finite_are_refused(store, pretrained, tmp_path):
 
     folder = _rewritten(pretrained, tmp_path / "w", spoil)
     with pytest.raises(CheckpointError, match=r"leaves have NaN or infinite values, such as params/light_decoder"):
-        pretraining_setup(_config(store, init_from=str(folder)), tmp_path / "run", say=lambda line: None)
+        pretraining_setup(_config(store, init_from=str(folder)), tmp_path / "run", print_line=lambda line: None)
 
 
 def test_the_words_are_numbered_as_the_weights_know_them(store, pretrained, tmp_path):
@@ -216,15 +216,15 @@ def test_the_words_are_numbered_as_the_weights_know_them(store, pretrained, tmp_
     words[one], words[other_word] = words[other_word], words[one]
     tokenizer.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=r"text/tokenizer\.json: contents differ .*init_from"):
-        pretraining_setup(_config(other.path, init_from=str(tmp_path / "w")), folder, say=lambda line: None)
+        pretraining_setup(_config(other.path, init_from=str(tmp_path / "w")), folder, print_line=lambda line: None)
     seal_records(tmp_path / "w")
     config = _config(other.path, init_from=str(tmp_path / "w"))
-    pretraining_setup(config, folder, say=lambda line: None)
+    pretraining_setup(config, folder, print_line=lambda line: None)
     assert load_text_tower(folder / "text").tokenizer.get_vocab()[one] == words[one]
     # A text model named by the configuration must have the words of the weights.
     config = _config(other.path, init_from=str(tmp_path / "w"), **{"text.source": str(pretrained / "text")})
     with pytest.raises(ConfigError, match=r"text\.source: .*another vocabulary .*set it to '\S+/w/text'"):
-        pretraining_setup(config, tmp_path / "third", say=lambda line: None)
+        pretraining_setup(config, tmp_path / "third", print_line=lambda line: None)
 
 
 def test_the_command_ends_with_one_line(store, tmp_path):

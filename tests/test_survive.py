@@ -199,7 +199,7 @@ def test_a_damaged_record_is_not_resumed_over(tmp_path):
     folder = tmp_path / "run"
     (folder / "text").mkdir(parents=True)
     (folder / "text" / "vocab.txt").write_text("cell\n")
-    execute(_config(epochs=1), _setup(), folder, say=_quiet)
+    execute(_config(epochs=1), _setup(), folder, print_line=_quiet)
     assert verify(folder) == []
     (folder / "text" / "vocab.txt").write_text("call\n")
     with pytest.raises(ResumeError, match=r"text/vocab.txt: contents differ .*Resume refused"):
@@ -241,9 +241,9 @@ def _full_from(folder, first, last):
 def test_a_full_disk_costs_checkpoints_and_not_the_run(tmp_path, capsys):
     from test_loop import _config, _quiet, _setup
 
-    whole, _ = execute(_config(), _setup(), tmp_path / "whole", say=_quiet)
+    whole, _ = execute(_config(), _setup(), tmp_path / "whole", print_line=_quiet)
     folder = tmp_path / "run"
-    state, ending = execute(_config(), _setup(batches=_full_from(folder, 4, 7)), folder, say=_quiet)
+    state, ending = execute(_config(), _setup(batches=_full_from(folder, 4, 7)), folder, print_line=_quiet)
     said = capsys.readouterr().out
     assert f"checkpoint at step 6 could not be written to {folder / 'checkpoints'}" in said
     assert "the earlier ones are kept; train.on_disk_full is continue" in said
@@ -255,13 +255,13 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(tmp_path, capsys):
 def test_a_full_disk_stops_the_run_where_that_is_configured_and_it_goes_on_later(tmp_path, capsys):
     from test_loop import _config, _quiet, _setup
 
-    whole, _ = execute(_config(), _setup(), tmp_path / "whole", say=_quiet)
+    whole, _ = execute(_config(), _setup(), tmp_path / "whole", print_line=_quiet)
     folder = tmp_path / "run"
     config = _config(on_disk_full="stop")
     with pytest.raises(SaveError, match="could not be written"):
-        execute(config, _setup(batches=_full_from(folder, 4, 100)), folder, say=_quiet)
+        execute(config, _setup(batches=_full_from(folder, 4, 100)), folder, print_line=_quiet)
     assert committed_steps(folder / "checkpoints") == [3]
-    state, _ = execute(config, _setup(), folder, say=_quiet)
+    state, _ = execute(config, _setup(), folder, print_line=_quiet)
     assert combined_fingerprint(state) == combined_fingerprint(whole)
 
 
@@ -283,7 +283,7 @@ def test_damaged_patches_are_counted_in_the_log(tmp_path, capsys):
         def close(self):
             pass
 
-    execute(_config(), _setup(batches=Stream), tmp_path / "run", say=_quiet)
+    execute(_config(), _setup(batches=Stream), tmp_path / "run", print_line=_quiet)
     said = capsys.readouterr().out
     assert "1 damaged patches so far" in said and "2 damaged patches so far" in said
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""What file names say: the volume of a patch, companions, and names that no terminal can print."""
+"""What file names print_line: the volume of a patch, companions, and names that no terminal can print."""
 
 import os
 

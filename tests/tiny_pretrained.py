@@ -31,7 +31,7 @@ def make_run(folder: pathlib.Path, *, patches: int = 6) -> tuple[pathlib.Path, p
     }
     config = load_config("pretrain_unet:tiny", [f"--config.{name}={value}" for name, value in values.items()])
     run = folder / "run"
-    setup = pretraining_setup(config, run, say=lambda line: None)
+    setup = pretraining_setup(config, run, print_line=lambda line: None)
     params, batch_stats = jax.device_get(jax.jit(setup.task.init)(jax.random.key(0)))
     params |= {name: part for _, parts, _ in setup.initial for name, part in parts.items()}
     replace_json(run / "config.json", as_json(config))

@@ -63,7 +63,7 @@ def _write(predictor, case, out, settings):
 
 
 TOY_TASK = FinetuneTask(
-    functions=lambda config, network, patches, say: (
+    functions=lambda config, network, patches, print_line: (
         as_task(_Toy(config, network), lambda arrays, path: path.write_text("toy")),
         {"head": {"kind": "dense", "outputs": 1}},
     ),
@@ -72,6 +72,6 @@ TOY_TASK = FinetuneTask(
     monitor="loss",
     higher_is_better=False,
     companion=lambda config: "_label",
-    describe=lambda config, patches, say: say(f"toy: {len(patches.train)} patches"),
+    describe=lambda config, patches, print_line: print_line(f"toy: {len(patches.train)} patches"),
 )
 TOY_WRITER = Writer(_write, (".txt",))

@@ -78,7 +78,7 @@ def _zeroshot(options: argparse.Namespace) -> int:
         out=options.out,
         choice=PatchChoice(options.class_from, options.csv, options.volume_pattern),
         random_draws=options.random_draws,
-        say=start_devices(),
+        print_line=start_devices(),
     )
     return 0
 

@@ -54,7 +54,7 @@ def _plan(options: argparse.Namespace) -> int:
     from lsmfm_jax.tasks.finetune_patches import annotated_patches
     from lsmfm_jax.tasks.inputs import configured_scale
 
-    patches = annotated_patches(config, say=print)
+    patches = annotated_patches(config, print_line=print)
     names = [one.removeprefix("--config.").partition("=")[0] for one in options.overrides]
     plan = make_plan(config, patches.train, patches.validation, given=names)
     if config.init_from:  # the recipe is to work from any folder

@@ -95,7 +95,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     from lsmfm_jax.predict.calibration import calibrate
     from lsmfm_jax.train.compilation import start_devices
 
-    calibrate(options.run_folder, options.patches, options.out, label_dir=options.label_dir, say=start_devices())
+    calibrate(options.run_folder, options.patches, options.out, label_dir=options.label_dir, print_line=start_devices())
     return 0
 
 
@@ -124,7 +124,7 @@ def _predict(options: argparse.Namespace) -> int:
     from lsmfm_jax.predict.run import Settings, predict
     from lsmfm_jax.train.compilation import start_devices
 
-    say = start_devices()
+    print_line = start_devices()
     predict(
         options.checkpoint,
         [pathlib.Path(path) for path in options.inputs],
@@ -134,7 +134,7 @@ def _predict(options: argparse.Namespace) -> int:
         flips=options.tta,
         label_dir=options.label_dir,
         overwrite=options.overwrite,
-        say=say,
+        print_line=print_line,
     )
     return 0
 
@@ -182,11 +182,11 @@ def _predict_brain(options: argparse.Namespace) -> int:
         box=_box(options.box),
     )
     volume = open_volume(options.inputs[0], channel=options.channel, level=options.level)
-    say = start_devices()
+    print_line = start_devices()
     predictor = load_predictor(options.checkpoint, window=options.window, flips=options.tta)
     if options.dry_run:
         for line in plan_lines(plan_brain(predictor, volume, settings), volume, settings):
-            say(line)
+            print_line(line)
         return 0
     tissue = None if options.mask is None else TissueMask(open_volume(options.mask), volume.shape)
     predict_brain(
@@ -199,10 +199,10 @@ def _predict_brain(options: argparse.Namespace) -> int:
         levels_from=options.levels_from,
         overwrite=options.overwrite,
         prepare_only=options.prepare,
-        say=say,
+        print_line=print_line,
     )
     if options.part is None and not options.prepare:
-        merge(options.out, max_ram_bytes=settings.max_ram_bytes, say=say)
+        merge(options.out, max_ram_bytes=settings.max_ram_bytes, print_line=print_line)
     return 0
 
 
@@ -214,7 +214,7 @@ def _merge(options: argparse.Namespace) -> int:
         raise ArgumentsError(
             "--merge RESULT takes no INPUT, --checkpoint, --out or --part: it works on the result alone"
         )
-    merge(options.merge, changes=_merging(options), max_ram_bytes=parse_bytes(options.max_ram), say=print)
+    merge(options.merge, changes=_merging(options), max_ram_bytes=parse_bytes(options.max_ram), print_line=print)
     return 0
 
 

@@ -44,42 +44,42 @@ def _train(options: argparse.Namespace) -> int:
     from lsmfm_jax.train.compilation import start_devices
     from lsmfm_jax.train.signals import REQUEUE_EXIT_CODE, stop_was_asked
 
-    say = start_devices()
+    print_line = start_devices()
     # Of several processes, the first one writes.
     alone = locked(options.workdir, use="training") if jax.process_index() == 0 else contextlib.nullcontext()
     with alone:
-        ended = _train_in_folder(config, options, say=say)
+        ended = _train_in_folder(config, options, print_line=print_line)
         if not ended:
-            say(f"the same command continues this run; exit code {REQUEUE_EXIT_CODE}")
+            print_line(f"the same command continues this run; exit code {REQUEUE_EXIT_CODE}")
             return REQUEUE_EXIT_CODE
         if jax.process_index() == 0:
             if config.task == "segment" and jax.process_count() == 1:
                 from lsmfm_jax.predict.comparison import compare_with_baselines
 
-                compare_with_baselines(options.workdir, say=say)
-            _tell_results(options.workdir, say=say)
+                compare_with_baselines(options.workdir, print_line=print_line)
+            _tell_results(options.workdir, print_line=print_line)
     # Told to stop when there was no step left to stop at: who told us is to start us again.
     return REQUEUE_EXIT_CODE if stop_was_asked() else 0
 
 
-def _train_in_folder(config: Any, options: argparse.Namespace, *, say: Callable[[str], None]) -> bool:
+def _train_in_folder(config: Any, options: argparse.Namespace, *, print_line: Callable[[str], None]) -> bool:
     """Trains; False where it was stopped on the way."""
     from lsmfm_jax.tasks import SETUPS
     from lsmfm_jax.train.loop import Ending
     from lsmfm_jax.train.run import check_run_folder, execute
 
     check_run_folder(config, options.workdir, allow_change=options.allow_config_change)
-    setup = SETUPS[config.task](config, options.workdir, say=say)
-    _, ending = execute(config, setup, options.workdir, say=say)
-    say(f"ended: {ending.value}")
+    setup = SETUPS[config.task](config, options.workdir, print_line=print_line)
+    _, ending = execute(config, setup, options.workdir, print_line=print_line)
+    print_line(f"ended: {ending.value}")
     return ending is not Ending.STOPPED
 
 
-def _tell_results(folder: pathlib.Path, *, say: Callable[[str], None]) -> None:
+def _tell_results(folder: pathlib.Path, *, print_line: Callable[[str], None]) -> None:
     from lsmfm_jax.report import write_report
 
     page = write_report(folder)
-    say(f"checkpoints: {folder / 'best'} and {folder / 'checkpoints'}")
-    say(f"curves:      {folder / 'metrics.jsonl'} and {folder / 'tensorboard'}")
-    say(f"pictures:    {folder / 'pictures'}")
-    say(f"report:      {page}")
+    print_line(f"checkpoints: {folder / 'best'} and {folder / 'checkpoints'}")
+    print_line(f"curves:      {folder / 'metrics.jsonl'} and {folder / 'tensorboard'}")
+    print_line(f"pictures:    {folder / 'pictures'}")
+    print_line(f"report:      {page}")

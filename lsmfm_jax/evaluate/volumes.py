@@ -85,7 +85,7 @@ def evaluate_volumes(
     method: str = "prediction",
     volume_pattern: str | None = None,
     max_ram_bytes: int = 8 * GIB,
-    say: Callable[[str], None] = print,
+    print_line: Callable[[str], None] = print,
     **how: Any,
 ) -> Evaluation:
     """Judge one volume against another, block by block, and write a CSV as `evaluate_folders` does.
@@ -99,7 +99,7 @@ def evaluate_volumes(
         method: how to call the prediction in the table.
         volume_pattern: regular expression for the volume's name in that of the label.
         max_ram_bytes: what needs the whole volumes is left out where it would take more.
-        say: prints a line.
+        print_line: prints a line.
         **how: the attributes of `Settings`.
 
     Raises:
@@ -115,7 +115,9 @@ def evaluate_volumes(
     names = {"patch": patch, "volume": volume_of(patch, pattern=volume_pattern)}
     with tempfile.TemporaryDirectory(prefix="lsmfm-evaluate") as scratch:
         judge = _by_points if "points" in pair.kinds.values() else _by_voxels
-        rows, notes = judge(pair, settings, {**names, "method": method}, pathlib.Path(scratch), max_ram_bytes, say)
+        rows, notes = judge(
+            pair, settings, {**names, "method": method}, pathlib.Path(scratch), max_ram_bytes, print_line
+        )
     return finish(rows, notes, kinds=pair.kinds, settings=settings, values=values, out_csv=out_csv)
 
 
@@ -259,7 +261,7 @@ def _by_voxels(
     names: dict[str, str],
     scratch: pathlib.Path,
     max_ram_bytes: int,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
 ) -> tuple[list[PatchScores], list[str]]:
     """Scores of two volumes, and of an empty one and of the truth moved along X, for scale."""
     prediction, truth = pair.sides
@@ -267,7 +269,7 @@ def _by_voxels(
     # As in memory, where the truth that was moved is read as a prediction.
     rolled = Side(Rolled(truth.volume, ROLLED_VOXELS), truth.is_labels, settings.threshold, truth.annotated)
     voxels = math.prod(truth.shape)
-    progress = Progress("judging", 5 * voxels, say=say)
+    progress = Progress("judging", 5 * voxels, print_line=print_line)
     true = find_instances(truth, pair.block, settings, scratch=scratch, progress=progress.add)
     rows = []
     for method, side in ((names["method"], prediction), (ROLLED, rolled)):
@@ -308,11 +310,11 @@ def _by_points(
     names: dict[str, str],
     scratch: pathlib.Path,
     max_ram_bytes: int,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
 ) -> tuple[list[PatchScores], list[str]]:
     """Detection scores, where one side is a table of points."""
     shape = next(side.shape for side in pair.sides if side is not None)
-    progress = Progress("judging", math.prod(shape), say=say)
+    progress = Progress("judging", math.prod(shape), print_line=print_line)
     places = []
     for path, side in zip(pair.paths, pair.sides, strict=True):
         if side is None:

@@ -54,7 +54,7 @@ def predict_baselines(
     label_dir: pathlib.Path | None = None,
     data: pathlib.Path | None = None,
     overwrite: bool = False,
-    say: Callable[[str], None] = print,
+    print_line: Callable[[str], None] = print,
 ) -> dict[str, list[Row]]:
     """Fits the baselines of a run's task on exactly its training patches, and predicts on image files.
 
@@ -72,7 +72,7 @@ def predict_baselines(
         data: where the run's labelled patches are now, if they have moved; the split's hashes tell whether they are
             the same. None: where they were.
         overwrite: replace results that are there.
-        say: prints a line.
+        print_line: prints a line.
 
     Returns:
         The rows of each table.
@@ -92,7 +92,7 @@ def predict_baselines(
         raise PredictionError(f"{run}: no split.json there, so the patches that it trained on are unknown")
     if data is not None:
         config.data.folder = str(data)
-    patches = read_patches(config, run, say=say)
+    patches = read_patches(config, run, print_line=print_line)
     tables = {}
     for baseline in FITS[config.task](config, patches):
         folder = out / baseline.name
@@ -106,7 +106,7 @@ def predict_baselines(
             title=f"{baseline.name} ({shown})",
             label_dir=label_dir,
             overwrite=overwrite,
-            say=say,
+            print_line=print_line,
         )
         replace_json(folder / FACTS, {"baseline": baseline.name, "run": str(run), **baseline.facts})
     return tables

@@ -106,7 +106,7 @@ def predict_brain(
     levels_from: pathlib.Path | None = None,
     overwrite: bool = False,
     prepare_only: bool = False,
-    say: Callable[[str], None] = print,
+    print_line: Callable[[str], None] = print,
 ) -> Record:
     """Predicts a volume, or one part of it, into a new or unfinished result.
 
@@ -123,7 +123,7 @@ def predict_brain(
         levels_from: an earlier result of the same volume, that was measured then and is not measured again.
         overwrite: remove a result that is there.
         prepare_only: measure the volume and make the result, so that parts that start together need not.
-        say: prints a line.
+        print_line: prints a line.
 
     Raises:
         PredictionError: the folder holds something else, or a result of other settings, or `levels_from` is of
@@ -137,14 +137,16 @@ def predict_brain(
     if not has_record(out):
         _check_folder(out)
         for line in plan_lines(plan, volume, settings):
-            say(line)
+            print_line(line)
         # Before anything is made, as it may be refused.
         known = None if levels_from is None else known_statistics(levels_from, described)
         (out / FOLDER).mkdir(parents=True, exist_ok=True)
         source = _source(volume, plan)
         geometry = make_geometry(plan.shape, volume.voxel_size_um, tuple(start for start, _ in source["box"]))
         describe(out, images, geometry=geometry, shard=plan.shard, chunk=plan.chunk)
-        write_record(out, Record(described, source, plan, known or _measured(predictor, volume, say), merging or {}))
+        write_record(
+            out, Record(described, source, plan, known or _measured(predictor, volume, print_line), merging or {})
+        )
     record = read_record(out)
     check_settings(out, record.settings, described)
     if record.plan.needed_bytes > settings.max_ram_bytes:
@@ -153,12 +155,12 @@ def predict_brain(
             f"{bytes_text(record.plan.needed_bytes)}; allow that much, or start anew with --overwrite"
         )
     if not prepare_only:
-        Part(predictor, volume, out, settings, tissue, record, images, say).run()
+        Part(predictor, volume, out, settings, tissue, record, images, print_line).run()
     return record
 
 
-def _measured(predictor: Predictor, volume: LazyVolume, say: Callable[[str], None]) -> VolumeStatistics:
-    progress = Progress("measuring", int(np.prod(volume.shape)), say=say)
+def _measured(predictor: Predictor, volume: LazyVolume, print_line: Callable[[str], None]) -> VolumeStatistics:
+    progress = Progress("measuring", int(np.prod(volume.shape)), print_line=print_line)
     statistics = predictor.measure(volume, progress=progress.add)
     progress.end()
     give_back()

@@ -31,7 +31,7 @@ def calibrate(
     out: pathlib.Path,
     *,
     label_dir: pathlib.Path | None = None,
-    say: Callable[[str], None] = print,
+    print_line: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Writes a copy of a segmentation run whose cut-off suits annotated patches of a new volume.
 
@@ -40,7 +40,7 @@ def calibrate(
         patches: images of the new volume with their labels beside them (`<name>_label`), or folders of them.
         out: folder to write; `predict`, `baseline` excepted, takes it like a run.
         label_dir: where labels are that do not lie beside their image.
-        say: prints a line.
+        print_line: prints a line.
 
     Returns:
         `logit_shift` that was added in all, and the foreground Dice of the patches before and after.
@@ -67,8 +67,10 @@ def calibrate(
     record = {**weights.record, "logit_shift": shift, "calibrated_on": [case.name for case in cases]}
     with replacing_folder(out) as folder:
         write_weights(folder, record=record, params=weights.params, batch_stats=weights.batch_stats)
-    say(f"foreground Dice of {len(cases)} patches: {before:.3f} before, {after:.3f} now (fitted on these very patches)")
-    say(f"{shift:+.3f} is added to every logit; written to {out}, which lsmfm predict --checkpoint takes")
+    print_line(
+        f"foreground Dice of {len(cases)} patches: {before:.3f} before, {after:.3f} now (fitted on these very patches)"
+    )
+    print_line(f"{shift:+.3f} is added to every logit; written to {out}, which lsmfm predict --checkpoint takes")
     return {"logit_shift": shift, "dice_before": before, "dice_after": after}
 
 

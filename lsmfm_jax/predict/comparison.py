@@ -20,7 +20,7 @@ COMPARISON = "comparison.json"
 NETWORK = "this run"
 
 
-def compare_with_baselines(run: pathlib.Path, *, say: Callable[[str], None] = print) -> dict[str, Any] | None:
+def compare_with_baselines(run: pathlib.Path, *, print_line: Callable[[str], None] = print) -> dict[str, Any] | None:
     """Judges a finished segmentation run and its baselines on the run's validation patches.
 
     Writes `comparison.json` into the run, which the report shows, and prints a line for each method; where the run is
@@ -29,15 +29,15 @@ def compare_with_baselines(run: pathlib.Path, *, say: Callable[[str], None] = pr
 
     Args:
         run: folder of a finished run of task `segment`.
-        say: prints a line.
+        print_line: prints a line.
 
     Returns:
         What was written; None where there is nothing to compare on.
     """
     config = run_configuration(run)
-    patches = read_patches(config, run, say=lambda line: None)
+    patches = read_patches(config, run, print_line=lambda line: None)
     if not patches.validation:
-        say("not compared with thresholds: there are no validation patches (data.validation_frac is 0)")
+        print_line("not compared with thresholds: there are no validation patches (data.validation_frac is 0)")
         return None
     methods = {NETWORK: _network(run)}
     for name, find, _ in fit_masks(config, patches):
@@ -57,10 +57,10 @@ def compare_with_baselines(run: pathlib.Path, *, say: Callable[[str], None] = pr
     }
     found["verdict"] = _verdict(found)
     replace_json(run / COMPARISON, found)
-    say(f"foreground Dice on {len(volumes)} validation patches of {len(set(volumes))} volumes:")
+    print_line(f"foreground Dice on {len(volumes)} validation patches of {len(set(volumes))} volumes:")
     for name, row in rows.items():
-        say(f"  {name:18} {row['dice']:.3f}")
-    say(found["verdict"])
+        print_line(f"  {name:18} {row['dice']:.3f}")
+    print_line(found["verdict"])
     return found
 
 

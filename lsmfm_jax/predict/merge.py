@@ -73,7 +73,7 @@ def merge(
     *,
     changes: Mapping[str, Any] | None = None,
     max_ram_bytes: int = 8 * 2**30,
-    say: Callable[[str], None] = print,
+    print_line: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Completes a result of which all shards are done; doing it again replaces what it made.
 
@@ -81,7 +81,7 @@ def merge(
         root: the result.
         changes: fields of `Merging` that are to differ from those that the result was made with.
         max_ram_bytes: the most that a file beside the result may need.
-        say: prints a line.
+        print_line: prints a line.
 
     Returns:
         What `summary.json` holds.
@@ -93,7 +93,7 @@ def merge(
     record = read_record(root)
     merging = Merging(**{**record.merging, **(changes or {})})
     marks = _marks(root, record)
-    volume = _source(record, say)
+    volume = _source(record, print_line)
     images = images_of(record.settings["task"], record.settings["outputs"] or (), _type_of(record))
     size = record.source["voxel_size_um"]
     origin = tuple(start for start, _ in record.source["box"])
@@ -106,22 +106,22 @@ def merge(
     with tempfile.TemporaryDirectory(dir=root / FOLDER, prefix="merging") as scratch:
         if with_objects:
             began = time.monotonic()
-            objects = _Objects(root, record, merging, geometry, volume, marks, pathlib.Path(scratch), say).make()
+            objects = _Objects(root, record, merging, geometry, volume, marks, pathlib.Path(scratch), print_line).make()
             seconds["objects"] = time.monotonic() - began
         began = time.monotonic()
         voxels = sum(int(np.prod(shape)) for shape in geometry.shapes[1:]) * len(images)
-        progress = Progress("pyramid", voxels, say=say)
+        progress = Progress("pyramid", voxels, print_line=print_line)
         for image in images:
             build_pyramid(root, image, geometry, progress=progress.add)
         progress.end()
         seconds["pyramid"] = time.monotonic() - began
         if merging.also is not None:
-            say(f"written: {_write_file(root, record, merging.also, volume, max_ram_bytes)}")
+            print_line(f"written: {_write_file(root, record, merging.also, volume, max_ram_bytes)}")
         summary = _summary(record, merging, marks, objects, seconds)
         replace_file(root / SUMMARY, canonical_json(summary, indent=1))
         report = write_brain_report(root, record, Findings(summary, marks, images, objects, volume))
     counted = "" if objects is None else f"{len(objects)} objects; "
-    say(f"{counted}{', '.join(f'{name} {duration(value)}' for name, value in seconds.items())}; {report}")
+    print_line(f"{counted}{', '.join(f'{name} {duration(value)}' for name, value in seconds.items())}; {report}")
     return summary
 
 
@@ -151,13 +151,13 @@ def _type_of(record: Record) -> str:
     return narrow_dtype(np.dtype(record.settings["input_type"])).name
 
 
-def _source(record: Record, say: Callable[[str], None]) -> LazyVolume | None:
+def _source(record: Record, print_line: Callable[[str], None]) -> LazyVolume | None:
     source = record.source
     z, y, x = (slice(start, stop) for start, stop in source["box"])
     try:
         return open_volume(source["path"], channel=source["channel"], level=source["level"], box=(z, y, x))
     except VolumeError as error:
-        say(f"intensities are left out, the input cannot be read: {error}")
+        print_line(f"intensities are left out, the input cannot be read: {error}")
         return None
 
 
@@ -192,7 +192,7 @@ class _Objects:
     volume: LazyVolume | None
     marks: dict[tuple[int, int, int], dict[str, Any]]
     scratch: pathlib.Path
-    say: Callable[[str], None]
+    print_line: Callable[[str], None]
 
     def make(self) -> np.ndarray:
         plan, merging = self.record.plan, self.merging
@@ -201,7 +201,7 @@ class _Objects:
         label = self._label(_mask(self.root, self.record))
         # Blocks lie whole in shards, so that a shard can be written from its blocks.
         z, y, x = (BLOCK_SIDE if length % BLOCK_SIDE == 0 else length for length in plan.shard)
-        progress = Progress("objects", int(np.prod(shape)), say=self.say)
+        progress = Progress("objects", int(np.prod(shape)), print_line=self.print_line)
         components = find_components(
             label,
             shape,
@@ -264,7 +264,7 @@ class _Objects:
         """Labels all blocks again, which gives the same labels, and writes them as numbers of objects."""
         array = Array(self.root, INSTANCES)
         shards = self.record.plan.shards()
-        progress = Progress("instances", int(np.prod(self.record.plan.shape)), say=self.say)
+        progress = Progress("instances", int(np.prod(self.record.plan.shape)), print_line=self.print_line)
         by_shard: dict[tuple[int, ...], list[tuple[int, int, int]]] = {}
         for corner in components.offsets:
             shard = tuple(start // length for start, length in zip(corner, self.record.plan.shard, strict=True))

@@ -48,7 +48,7 @@ class Part:
     tissue: TissueMask | None
     record: Record
     images: list[Image]
-    say: Callable[[str], None]
+    print_line: Callable[[str], None]
 
     def run(self) -> None:
         """Predicts all shards of the part that are missing."""
@@ -63,12 +63,12 @@ class Part:
         here = sum(len(self._shards_in(task)) for task in mine)
         part = "" if self.settings.part[1] == 1 else f"part {self.settings.part[0]} of {self.settings.part[1]}: "
         left_out = 1 - self._cells_of(tuple(slice(0, size) for size in plan.shape)).mean()
-        self.say(
+        self.print_line(
             f"{part}{total} of {here} shards to do; {left_out:.1%} of the volume is left out"
             f"{' (blank)' if self.tissue is None else ' (blank, or outside of --mask)'}"
         )
         voxels = sum(self._voxels(shard) for shards in missing.values() for shard in shards)
-        self.progress = Progress("predicting", voxels, say=self.say)
+        self.progress = Progress("predicting", voxels, print_line=self.print_line)
         for index, task in enumerate(mine):
             if missing[index]:
                 self._sweep(task, missing[index])
@@ -76,7 +76,7 @@ class Part:
         self.progress.end()
         if total:
             passed = time.monotonic() - began
-            self.say(f"{part}{total} shards in {duration(passed)}, {voxels / passed / 1e6:.1f} Mvoxel/s")
+            self.print_line(f"{part}{total} shards in {duration(passed)}, {voxels / passed / 1e6:.1f} Mvoxel/s")
 
     def _wanted(self) -> Bool[np.ndarray, "cz cy cx"]:
         statistics, settings = self.record.statistics, self.settings
@@ -101,7 +101,7 @@ class Part:
             mark = read_mark(self.out, shard)
             wrong = None if mark is None else damage(self.out, shard, mark)
             if wrong:
-                self.say(f"{wrong}: predicted again")
+                self.print_line(f"{wrong}: predicted again")
             if mark is None or wrong:
                 clear(self.out, self.images, shard)
                 missing.append(shard)

@@ -16,7 +16,7 @@ class Progress:
     Args:
         title: of the job.
         total: of what is counted; voxels are shown in millions.
-        say: prints a line, where there is no terminal.
+        print_line: prints a line, where there is no terminal.
         stream: text to write to if it is a terminal; None: stderr.
         clock: seconds, for tests.
     """
@@ -26,11 +26,11 @@ class Progress:
         title: str,
         total: int,
         *,
-        say: Callable[[str], None],
+        print_line: Callable[[str], None],
         stream: Any = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._title, self._total, self._say, self._clock = title, total, say, clock
+        self._title, self._total, self._print_line, self._clock = title, total, print_line, clock
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         self._done, self._began = 0, clock()
@@ -47,7 +47,7 @@ class Progress:
             self._stream.write(f"\r\x1b[K{self.line()}")
             self._stream.flush()
         else:
-            self._say(self.line())
+            self._print_line(self.line())
 
     def line(self) -> str:
         """How far it is now."""

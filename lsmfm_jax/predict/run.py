@@ -34,7 +34,7 @@ def predict(
     flips: bool = False,
     label_dir: pathlib.Path | None = None,
     overwrite: bool = False,
-    say: Callable[[str], None] = print,
+    print_line: Callable[[str], None] = print,
 ) -> list[Row]:
     """Predicts on image files of any size with a finetuned run, and writes the results to a folder.
 
@@ -51,7 +51,7 @@ def predict(
         flips: average over the eight flips.
         label_dir: where labels are that do not lie beside their image.
         overwrite: replace results that are there.
-        say: prints a line.
+        print_line: prints a line.
 
     Returns:
         The rows of the table.
@@ -76,7 +76,7 @@ def predict(
         f"{', mean of 8 flips' if flips else ''}",
         label_dir=label_dir,
         overwrite=overwrite,
-        say=say,
+        print_line=print_line,
     )
 
 
@@ -90,7 +90,7 @@ def write_cases(
     title: str,
     label_dir: pathlib.Path | None,
     overwrite: bool,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
 ) -> list[Row]:
     """Does one thing for each of the files, and writes the table of what it gave; as `predict`, which see.
 
@@ -103,30 +103,32 @@ def write_cases(
         title: what is done, to be printed.
         label_dir: where labels are that do not lie beside their image.
         overwrite: replace results that are there.
-        say: prints a line.
+        print_line: prints a line.
     """
     cases, left_out = find_cases(inputs, task=task, label_dir=label_dir)
     _check_outputs(cases, out, endings, overwrite=overwrite)
     out.mkdir(parents=True, exist_ok=True)
-    say(f"{title}: {len(cases)} files{f'; {len(left_out)} labels, masks and the like left out' if left_out else ''}")
+    print_line(
+        f"{title}: {len(cases)} files{f'; {len(left_out)} labels, masks and the like left out' if left_out else ''}"
+    )
     rows, failures = [], []
     for case in cases:
         row: Row = {"file": str(case.path), "task": task}
         try:
             row |= write(case)
-            say(_summary(case, row))
+            print_line(_summary(case, row))
         except (VolumeError, PredictionError) as error:
             row["error"] = str(error)
             failures.append(str(error))
         rows.append(row)
         write_table(out / TABLE, rows)
     for line in summarise(rows, out):
-        say(line)
+        print_line(line)
     if failures:
         raise PredictionError(
             f"{len(failures)} of {len(cases)} files failed, the others are in {out}: {'; '.join(failures[:5])}"
         )
-    say(f"{len(rows)} predictions and {TABLE} in {out}")
+    print_line(f"{len(rows)} predictions and {TABLE} in {out}")
     return rows
 
 

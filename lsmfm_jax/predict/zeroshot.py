@@ -76,7 +76,7 @@ def zero_shot(
     out: pathlib.Path | None = None,
     choice: PatchChoice | None = None,
     random_draws: int = 3,
-    say: Callable[[str], None] = print,
+    print_line: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Names the class of each patch by the text that lies nearest, and judges it.
 
@@ -90,7 +90,7 @@ def zero_shot(
         out: folder for `zeroshot.csv` (a row for each patch), `confusion.csv` and `summary.json`; None: none is made.
         choice: where a patch's class is told; None for the defaults.
         random_draws: networks with random weights to compare with; 0: none.
-        say: prints a line.
+        print_line: prints a line.
 
     Returns:
         What `summary.json` holds.
@@ -111,19 +111,21 @@ def zero_shot(
     texts = text_encoder(weights, run)
     images = image_encoder(weights, run)
     question = _question(found, prompts)
-    say(
+    print_line(
         f"zero-shot by text with {weights.origin}: {len(found)} patches of {len(set(question.volumes))} volumes, "
         f"{len(prompts)} classes, {len(question.prompt_classes)} prompts"
         f"{f'; {left_out} patches of other classes left out' if left_out else ''}"
     )
     absent = [name for k, name in enumerate(question.names) if k not in question.truth]
     if absent:
-        say(f"classes without a patch, which can only be wrong answers: {', '.join(absent)}")
+        print_line(f"classes without a patch, which can only be wrong answers: {', '.join(absent)}")
     trained = _trained_on(run, found)
     if trained is None:
-        say("the run does not record which patches it trained on: these may be among them")
+        print_line("the run does not record which patches it trained on: these may be among them")
     elif trained:
-        say(f"{trained} of these patches are among those that the run trained on: its score on others may be lower")
+        print_line(
+            f"{trained} of these patches are among those that the run trained on: its score on others may be lower"
+        )
     networks = [(images, texts)]
     draw = random_network(weights, run)
     for params, batch_stats in map(draw, range(random_draws)):
@@ -143,13 +145,13 @@ def zero_shot(
     predicted, cosines = _answers(own, question)
     matrix = confusion_matrix(question.truth, predicted, classes=len(prompts))
     for line in (*_lines(summary), *table_lines(matrix, question.names)):
-        say(line)
+        print_line(line)
     if out is not None:
         mark_folder(out, made_by=COMMAND)
         write_table(out / TABLE, _rows(found, question, predicted, cosines))
         write_confusion_csv(matrix, question.names, out / f"{CONFUSION}.csv")
         replace_json(out / SUMMARY, summary)
-        say(f"{TABLE}, {CONFUSION}.csv and {SUMMARY} in {out}")
+        print_line(f"{TABLE}, {CONFUSION}.csv and {SUMMARY} in {out}")
     return summary
 
 

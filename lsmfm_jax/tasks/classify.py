@@ -16,7 +16,7 @@ from lsmfm_jax.augment import augment
 from lsmfm_jax.data.labelled_batches import read_classification
 from lsmfm_jax.losses.classify import class_weights, cross_entropy, shares_by_class
 from lsmfm_jax.metrics.classification import classification_scores, confusion_matrix
-from lsmfm_jax.tasks.declaration import FinetuneTask, Patches, Read, Say
+from lsmfm_jax.tasks.declaration import FinetuneTask, Patches, PrintLine, Read
 from lsmfm_jax.tasks.finetune_pictures import draw_classes
 from lsmfm_jax.tasks.finetune_rows import (
     as_task,
@@ -142,7 +142,9 @@ def build_classifier(
     return apply
 
 
-def _functions(config: ConfigDict, network: Network, patches: Patches, say: Say) -> tuple[Task, dict[str, Any]]:
+def _functions(
+    config: ConfigDict, network: Network, patches: Patches, print_line: PrintLine
+) -> tuple[Task, dict[str, Any]]:
     counts = np.bincount([patch.label for patch in patches.train], minlength=len(patches.classes))
     task = classification_task(config, network, classes=patches.classes, counts=[int(count) for count in counts])
     head = {"kind": "pooled", "outputs": len(patches.classes), "classes": list(patches.classes)}
@@ -153,9 +155,9 @@ def _reader(config: ConfigDict, classes: tuple[str, ...]) -> Read:
     return functools.partial(read_classification, classes=classes, scale=configured_scale(config))
 
 
-def _describe(config: ConfigDict, patches: Patches, say: Say) -> None:
+def _describe(config: ConfigDict, patches: Patches, print_line: PrintLine) -> None:
     counts = collections.Counter(patch.label for patch in patches.train)
-    say("classes: " + ", ".join(f"{name} ({counts[k]})" for k, name in enumerate(patches.classes)))
+    print_line("classes: " + ", ".join(f"{name} ({counts[k]})" for k, name in enumerate(patches.classes)))
 
 
 CLASSIFY = FinetuneTask(

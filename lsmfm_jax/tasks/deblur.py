@@ -19,7 +19,7 @@ from lsmfm_jax.augment import augment_geometry
 from lsmfm_jax.data.labelled_batches import Blur, LabelledPatch, read_deblurring
 from lsmfm_jax.losses import deblur as losses
 from lsmfm_jax.models.backbone import Trunk
-from lsmfm_jax.tasks.declaration import FinetuneTask, Patches, Read, Say
+from lsmfm_jax.tasks.declaration import FinetuneTask, Patches, PrintLine, Read
 from lsmfm_jax.tasks.finetune_pictures import draw_volumes
 from lsmfm_jax.tasks.finetune_rows import as_task, equal_shares, first_rows, real_rows, sample_keys, scaled_images
 from lsmfm_jax.tasks.finetuning import Network, backbone_of, dense_head
@@ -163,9 +163,11 @@ def build_deblurrer(
     return apply
 
 
-def _functions(config: ConfigDict, network: Network, patches: Patches, say: Say) -> tuple[Task, dict[str, Any]]:
+def _functions(
+    config: ConfigDict, network: Network, patches: Patches, print_line: PrintLine
+) -> tuple[Task, dict[str, Any]]:
     bottom, top = measure_target_range(patches.train)
-    say(f"target range {bottom:.3f} to {top:.3f} on the scale of the blurred input's percentiles")
+    print_line(f"target range {bottom:.3f} to {top:.3f} on the scale of the blurred input's percentiles")
     facts = {"head": {"kind": "dense", "outputs": 1}, "target_range": [bottom, top]}
     return deblurring_task(config, network, target_range=(bottom, top)), facts
 

@@ -11,7 +11,7 @@ from lsmfm_jax.data.labelled_batches import LabelledPatch
 from lsmfm_jax.tasks.finetuning import Network
 from lsmfm_jax.train.task import Task
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 Read = Callable[[LabelledFile], LabelledPatch]
 
 
@@ -33,8 +33,8 @@ def _no_sampling(config: ConfigDict) -> dict[str, Any]:
     return {}
 
 
-def _nothing_to_describe(config: ConfigDict, patches: Patches, say: Say) -> None:
-    del config, patches, say
+def _nothing_to_describe(config: ConfigDict, patches: Patches, print_line: PrintLine) -> None:
+    del config, patches, print_line
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,13 +60,13 @@ class FinetuneTask:
         truth_ending: of the truth beside an image, `_label` or empty for the bare name; None: files have no truth.
     """
 
-    functions: Callable[[ConfigDict, Network, Patches, Say], tuple[Task, dict[str, Any]]]
+    functions: Callable[[ConfigDict, Network, Patches, PrintLine], tuple[Task, dict[str, Any]]]
     reader: Callable[[ConfigDict, tuple[str, ...]], Read]
     network: Callable[..., Any]
     monitor: str
     higher_is_better: bool
     companion: Callable[[ConfigDict], str] = _no_companion
-    describe: Callable[[ConfigDict, Patches, Say], None] = _nothing_to_describe
+    describe: Callable[[ConfigDict, Patches, PrintLine], None] = _nothing_to_describe
     sampling: Callable[[ConfigDict], dict[str, Any]] = _no_sampling
     has_classes: bool = False
     uses_decoder: bool = True

@@ -24,13 +24,13 @@ from lsmfm_jax.data.labelled_store import find_stored, is_store
 from lsmfm_jax.data.splits import describe_sides
 from lsmfm_jax.errors import LsmfmError
 from lsmfm_jax.files import DamagedFile, read_json, replace_json
-from lsmfm_jax.tasks.declaration import Patches, Say
+from lsmfm_jax.tasks.declaration import Patches, PrintLine
 from lsmfm_jax.tasks.finetune_tasks import finetune_task
 from lsmfm_jax.tasks.label_summary import describe_labels
 from lsmfm_jax.volumes.names import VOLUME_RULE, earlier_volume_of
 
 
-def read_patches(config: ConfigDict, folder: pathlib.Path, *, say: Say = print) -> Patches:
+def read_patches(config: ConfigDict, folder: pathlib.Path, *, print_line: PrintLine = print) -> Patches:
     """Finds, splits and reads the patches of a run, and records which they are in its `split.json`.
 
     A folder that has a split must get the same patches again, so a baseline sees those that the run saw.
@@ -38,32 +38,32 @@ def read_patches(config: ConfigDict, folder: pathlib.Path, *, say: Say = print) 
     Args:
         config: of task `segment`, `classify` or `deblur`.
         folder: run folder.
-        say: prints a line.
+        print_line: prints a line.
 
     Raises:
         ConfigError: no folder of patches.
         LabelledDataError: patches that cannot be used, or others than the run began with.
         VolumeError: a file cannot be read as one 3D volume.
     """
-    sides = _sides_of_run(config, folder, say=say)
+    sides = _sides_of_run(config, folder, print_line=print_line)
     if not config.data.volume_pattern and not is_store(pathlib.Path(config.data.folder)):
-        say(VOLUME_RULE)
+        print_line(VOLUME_RULE)
     for line in describe_sides(*([file.volume for file in side] for side in sides)):
-        say(line)
+        print_line(line)
     _record_split(sides, folder)
     patches = _read(config, sides)
-    _describe(config, patches, say=say)
+    _describe(config, patches, print_line=print_line)
     return patches
 
 
-def annotated_patches(config: ConfigDict, *, say: Say = print) -> Patches:
+def annotated_patches(config: ConfigDict, *, print_line: PrintLine = print) -> Patches:
     """All patches that a segmentation run would draw its sides from, read as it reads them; records nothing.
 
     They stand on the training side, but for those that folders or names give to the validation.
 
     Args:
         config: of task `segment`.
-        say: prints a line.
+        print_line: prints a line.
 
     Raises:
         LabelledDataError: patches that cannot be used, or masks without any foreground.
@@ -71,8 +71,8 @@ def annotated_patches(config: ConfigDict, *, say: Say = print) -> Patches:
     """
     undrawn = config.copy_and_resolve_references()
     undrawn.data.validation_frac = 0.0
-    patches = _read(undrawn, _sides(undrawn, say=say))
-    describe_labels(config, patches, say)
+    patches = _read(undrawn, _sides(undrawn, print_line=print_line))
+    describe_labels(config, patches, print_line)
     return patches
 
 
@@ -88,11 +88,11 @@ def run_configuration(folder: pathlib.Path) -> ConfigDict:
     return config
 
 
-def _sides_of_run(config: ConfigDict, folder: pathlib.Path, *, say: Say) -> Sides:
+def _sides_of_run(config: ConfigDict, folder: pathlib.Path, *, print_line: PrintLine) -> Sides:
     """Draws the sides by today's rule for volumes; a run that began under the earlier rule keeps that."""
     recorded = folder / "split.json"
     try:
-        sides = _sides(config, say=say)
+        sides = _sides(config, print_line=print_line)
         if not recorded.exists() or _recorded_split(recorded) == _split_of(sides):
             return sides
     except LsmfmError:
@@ -100,13 +100,13 @@ def _sides_of_run(config: ConfigDict, folder: pathlib.Path, *, say: Say) -> Side
             raise
         sides = None
     with contextlib.suppress(LsmfmError):
-        earlier = _sides(config, say=lambda line: None, earlier=True)
+        earlier = _sides(config, print_line=lambda line: None, earlier=True)
         if _recorded_split(recorded) == _split_of(earlier):
             return earlier
-    return sides or _sides(config, say=say)
+    return sides or _sides(config, print_line=print_line)
 
 
-def _sides(config: ConfigDict, *, say: Say, earlier: bool = False) -> Sides:
+def _sides(config: ConfigDict, *, print_line: PrintLine, earlier: bool = False) -> Sides:
     data = config.data
     if not data.folder:
         raise ConfigError("data.folder: ''; name the folder or the store of labelled patches")
@@ -131,7 +131,9 @@ def _sides(config: ConfigDict, *, say: Say, earlier: bool = False) -> Sides:
         known = {file.class_name for file in sides.train}
         unknown = sorted({file.class_name for file in _find(config, root / "test")} - known)
         if unknown:
-            say(f"{root / 'test'} has classes without a training patch, never to be predicted: {', '.join(unknown)}")
+            print_line(
+                f"{root / 'test'} has classes without a training patch, never to be predicted: {', '.join(unknown)}"
+            )
     return sides
 
 
@@ -183,16 +185,18 @@ def _classes(sides: Sides) -> tuple[str, ...]:
     return tuple(known)
 
 
-def _describe(config: ConfigDict, patches: Patches, *, say: Say) -> None:
-    say(f"{len(patches.train)} patches to train, {len(patches.validation)} to validate")
+def _describe(config: ConfigDict, patches: Patches, *, print_line: PrintLine) -> None:
+    print_line(f"{len(patches.train)} patches to train, {len(patches.validation)} to validate")
     if not patches.validation:
-        say("no validation: the last state of the run is its result, and patience does not apply")
+        print_line("no validation: the last state of the run is its result, and patience does not apply")
     size = tuple(config.data.patch_size)
     every = [*patches.train, *patches.validation]
     small = [p.name for p in every if any(have < want for have, want in zip(p.image.shape, size, strict=True))]
     if small:
-        say(f"{len(small)} patches are smaller than {size} voxels and mirrored at their edges: {', '.join(small[:5])}")
-    finetune_task(config.task).describe(config, patches, say)
+        print_line(
+            f"{len(small)} patches are smaller than {size} voxels and mirrored at their edges: {', '.join(small[:5])}"
+        )
+    finetune_task(config.task).describe(config, patches, print_line)
 
 
 def _record_split(sides: Sides, folder: pathlib.Path) -> None:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from lsmfm_jax.data.labelled_batches import LabelledSource, WindowBatches, training_batches
 from lsmfm_jax.scale import scale_of
-from lsmfm_jax.tasks.declaration import Patches, Say
+from lsmfm_jax.tasks.declaration import Patches, PrintLine
 from lsmfm_jax.tasks.finetune_patches import read_patches
 from lsmfm_jax.tasks.finetune_start import build_network, initial_parts, read_start
 from lsmfm_jax.tasks.finetune_tasks import finetune_task
@@ -17,13 +17,13 @@ from lsmfm_jax.train.run import Setup
 from lsmfm_jax.train.weights import Weights
 
 
-def finetuning_setup(config: ConfigDict, folder: pathlib.Path, *, say: Say = print) -> Setup:
+def finetuning_setup(config: ConfigDict, folder: pathlib.Path, *, print_line: PrintLine = print) -> Setup:
     """Reads the patches and the weights of a finetuning run.
 
     Args:
         config: validated configuration of task `segment`, `classify` or `deblur`.
         folder: run folder; the split goes to `split.json`.
-        say: prints a line.
+        print_line: prints a line.
 
     Raises:
         ConfigError: no folder of patches, or weights of another backbone.
@@ -31,12 +31,12 @@ def finetuning_setup(config: ConfigDict, folder: pathlib.Path, *, say: Say = pri
         CheckpointError: `init_from` is no run, or damaged.
     """
     declared = finetune_task(config.task)
-    start = read_start(config, folder, say=say)
-    _compare_scales(config, start.weights, say=say)
-    patches = read_patches(config, folder, say=say)
+    start = read_start(config, folder, print_line=print_line)
+    _compare_scales(config, start.weights, print_line=print_line)
+    patches = read_patches(config, folder, print_line=print_line)
     steps_per_epoch = max(1, len(patches.train) * config.data.crops_per_patch // config.train.batch_size)
     network = build_network(config, start.architecture, steps_per_epoch=steps_per_epoch)
-    task, facts = declared.functions(config, network, patches, say)
+    task, facts = declared.functions(config, network, patches, print_line)
     size = tuple(config.data.patch_size)
     source = LabelledSource(patches.train, patch_size=size)
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -54,16 +54,16 @@ def finetuning_setup(config: ConfigDict, folder: pathlib.Path, *, say: Say = pri
         steps_per_epoch=steps_per_epoch,
         monitor=declared.monitor,
         higher_is_better=declared.higher_is_better,
-        initial=initial_parts(config, start.weights, task.init, head_record=facts["head"], say=say),
+        initial=initial_parts(config, start.weights, task.init, head_record=facts["head"], print_line=print_line),
         record=_record(config, start.architecture, patches) | facts,
     )
 
 
-def _compare_scales(config: ConfigDict, weights: Weights | None, *, say: Say) -> None:
+def _compare_scales(config: ConfigDict, weights: Weights | None, *, print_line: PrintLine) -> None:
     """Tells where the weights saw intensities on another scale than this run will give them."""
     before = weights.record.get("scaling") if weights else None
     if before and scale_of(before).name != config.data.scale:
-        say(
+        print_line(
             f"{weights.origin} was trained with data.scale {scale_of(before).name!r}, and this run has "
             f"{config.data.scale!r}: the first layers have to learn anew; pretrain on the scale that you finetune on"
         )

@@ -26,7 +26,7 @@ class Start(NamedTuple):
     weights: Weights | None
 
 
-def read_start(config: ConfigDict, folder: pathlib.Path, *, say: Callable[[str], None]) -> Start:
+def read_start(config: ConfigDict, folder: pathlib.Path, *, print_line: Callable[[str], None]) -> Start:
     """The architecture is that of the run itself, else of `init_from`, else of the configuration's `model`.
 
     Raises:
@@ -39,7 +39,7 @@ def read_start(config: ConfigDict, folder: pathlib.Path, *, say: Callable[[str],
     elif config.init_from:
         weights = read_weights(config.init_from, teacher=config.init_teacher)
         architecture = weights.architecture
-        say(f"architecture of {weights.origin}: {_described(architecture)}; of model.* only dtype is used")
+        print_line(f"architecture of {weights.origin}: {_described(architecture)}; of model.* only dtype is used")
     else:
         architecture = configured_architecture(model.to_dict())
     if architecture["name"] != model.name:
@@ -102,7 +102,7 @@ def initial_parts(
     init: Callable[[jax.Array], tuple[PyTree, PyTree]],
     *,
     head_record: dict[str, Any],
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
 ) -> list[tuple[str, dict[str, PyTree], dict[str, PyTree]]]:
     """What replaces freshly drawn parameters, for `Setup.initial`.
 
@@ -113,7 +113,7 @@ def initial_parts(
         weights: what `init_from` holds, or None.
         init: the task's.
         head_record: the run's own record of its head, compared with that of the weights.
-        say: prints a line.
+        print_line: prints a line.
     """
     if weights is None:
         return []
@@ -121,11 +121,13 @@ def initial_parts(
     parts = ("backbone", "head") if same_head else ("backbone",)
     unused = sorted(weights.params.keys() - set(parts))
     if unused:
-        say(f"not used of {weights.origin}: {', '.join(unused)}")
+        print_line(f"not used of {weights.origin}: {', '.join(unused)}")
     params = {name: weights.params[name] for name in parts}
     batch_stats = {"backbone": weights.batch_stats.get("backbone", {})}
     if config.get("reinit_top"):
-        params["backbone"], batch_stats["backbone"] = _fresh_top(config, params, batch_stats, init, say=say)
+        params["backbone"], batch_stats["backbone"] = _fresh_top(
+            config, params, batch_stats, init, print_line=print_line
+        )
     return [(weights.origin, params, batch_stats)]
 
 
@@ -135,7 +137,7 @@ def _fresh_top(
     batch_stats: dict[str, PyTree],
     init: Callable[[jax.Array], tuple[PyTree, PyTree]],
     *,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
 ) -> tuple[PyTree, PyTree]:
     """The backbone's parameters and statistics, those of its last block drawn anew."""
     top = BACKBONES[config.model.name].top
@@ -153,7 +155,7 @@ def _fresh_top(
         )
 
     fresh = jax.device_get(jax.jit(drawn)(jax.random.key(config.seed)))
-    say(f"reinit_top: {len(fresh[0])} parameters of {top} are drawn anew")
+    print_line(f"reinit_top: {len(fresh[0])} parameters of {top} are drawn anew")
     return tuple(
         jax.tree_util.tree_map_with_path(lambda path, leaf, new=new: new.get(leaf_path(path), leaf), tree["backbone"])
         for tree, new in zip((params, batch_stats), fresh, strict=True)

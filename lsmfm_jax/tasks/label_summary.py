@@ -9,19 +9,19 @@ from lsmfm_jax.data.labelled import LabelledDataError
 from lsmfm_jax.data.labelled_batches import LabelledPatch
 from lsmfm_jax.data.labels import IGNORED
 from lsmfm_jax.planning.plan import disagreement
-from lsmfm_jax.tasks.declaration import Patches, Say
+from lsmfm_jax.tasks.declaration import Patches, PrintLine
 
 _VOLUMES_SHOWN = 40
 
 
-def describe_labels(config: ConfigDict, patches: Patches, say: Say) -> None:
+def describe_labels(config: ConfigDict, patches: Patches, print_line: PrintLine) -> None:
     """Prints label values and foreground of each volume.
 
     Raises:
         LabelledDataError: no training patch has any foreground.
     """
     for line in _described_labels([*patches.train, *patches.validation]):
-        say(line)
+        print_line(line)
     if not any((patch.target == 1).any() for patch in patches.train):
         found = sorted({value for patch in patches.train for value, _ in patch.label_counts})
         named = tuple(config.data.foreground_labels)
@@ -29,11 +29,11 @@ def describe_labels(config: ConfigDict, patches: Patches, say: Say) -> None:
         raise LabelledDataError(f"the masks of all training patches are empty: there is nothing to learn from{wanted}")
 
 
-def suggest_plan(config: ConfigDict, patches: Patches, say: Say) -> None:
+def suggest_plan(config: ConfigDict, patches: Patches, print_line: PrintLine) -> None:
     """Prints a line where the objects of the training patches do not fit the configured background or crops."""
     line = disagreement(config, patches.train)
     if line:
-        say(line)
+        print_line(line)
 
 
 def _described_labels(patches: Sequence[LabelledPatch]) -> list[str]:

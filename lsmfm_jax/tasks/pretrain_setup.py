@@ -37,13 +37,13 @@ log = logging.getLogger(__name__)
 SHAPELESS = ("name", "strides", "merging")
 
 
-def pretraining_setup(config: ConfigDict, folder: pathlib.Path, *, say: Callable[[str], None] = print) -> Setup:
+def pretraining_setup(config: ConfigDict, folder: pathlib.Path, *, print_line: Callable[[str], None] = print) -> Setup:
     """Opens the data and the text model of a pretraining run.
 
     Args:
         config: validated configuration of task `pretrain`.
         folder: run folder; the split goes to `split.json`, a tiny text model to `text/`.
-        say: prints a line.
+        print_line: prints a line.
 
     Raises:
         ConfigError: no stores, stores that do not fit together, a batch that makes an array too large, or an
@@ -59,13 +59,13 @@ def pretraining_setup(config: ConfigDict, folder: pathlib.Path, *, say: Callable
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         split.save(folder / "split.json")
-    say(
+    print_line(
         f"{len(split.train)} patches of {len(split.train_volumes)} volumes to train, {len(split.validation)} of "
         f"{len(split.validation_volumes)} to validate"
     )
     volumes = [row.volume for store in stores for row in store.rows]
     for line in describe_sides([volumes[i] for i in split.train], [volumes[i] for i in split.validation]):
-        say(line)
+        print_line(line)
     captions = merge_captions(stores)
     text = _text(config, captions, folder, weights) if config.text.enabled else None
     table = build_token_table(captions, text.tokenizer, config.text.max_tokens) if text else None

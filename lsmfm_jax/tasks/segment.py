@@ -15,7 +15,7 @@ from lsmfm_jax.augment import augment_pair
 from lsmfm_jax.data.labelled_batches import read_segmentation
 from lsmfm_jax.data.labels import IGNORED, LabelValues
 from lsmfm_jax.losses import segment as losses
-from lsmfm_jax.tasks.declaration import FinetuneTask, Patches, Read, Say
+from lsmfm_jax.tasks.declaration import FinetuneTask, Patches, PrintLine, Read
 from lsmfm_jax.tasks.finetune_pictures import draw_masks
 from lsmfm_jax.tasks.finetune_rows import (
     as_task,
@@ -168,10 +168,12 @@ def configured_values(config: ConfigDict) -> LabelValues:
     return LabelValues(*groups, allow_dense=data.allow_dense_masks)
 
 
-def _functions(config: ConfigDict, network: Network, patches: Patches, say: Say) -> tuple[Task, dict[str, Any]]:
+def _functions(
+    config: ConfigDict, network: Network, patches: Patches, print_line: PrintLine
+) -> tuple[Task, dict[str, Any]]:
     facts: dict[str, Any] = {"head": {"kind": "dense", "outputs": 1}, "labels": configured_values(config).record()}
-    suggest_plan(config, patches, say)
-    voxels = fit_voxel_classifier(config, patches, say)
+    suggest_plan(config, patches, print_line)
+    voxels = fit_voxel_classifier(config, patches, print_line)
     if voxels is not None:
         facts["voxel_classifier"] = voxels.record()
     return segmentation_task(config, network, voxels), facts

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from lsmfm_jax.baselines import PIXEL_SIGMAS, fit_pixel_classifier
 from lsmfm_jax.data.labels import IGNORED
 from lsmfm_jax.resample import gaussian_smooth
-from lsmfm_jax.tasks.declaration import Patches, Say
+from lsmfm_jax.tasks.declaration import Patches, PrintLine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ def recorded(record: dict[str, Any] | None) -> VoxelClassifier | None:
     return VoxelClassifier(tuple(record["weights"]), record["bias"], record["network_weight"])
 
 
-def fit_voxel_classifier(config: ConfigDict, patches: Patches, say: Say) -> VoxelClassifier | None:
+def fit_voxel_classifier(config: ConfigDict, patches: Patches, print_line: PrintLine) -> VoxelClassifier | None:
     """Fits the regression on the training patches; None where the configuration wants none, or it cannot be fitted."""
     if not config.voxel_classifier.enabled:
         return None
@@ -71,9 +71,9 @@ def fit_voxel_classifier(config: ConfigDict, patches: Patches, say: Say) -> Voxe
         smooth = fit_pixel_classifier(volumes, masks, annotated, seed=config.seed)
         threshold = fit_pixel_classifier(volumes, masks, annotated, sigmas=(), seed=config.seed)
     except ValueError as error:
-        say(f"no voxel classifier beside the network: {error}")
+        print_line(f"no voxel classifier beside the network: {error}")
         return None
-    say(
+    print_line(
         "a threshold and a regression of single voxels were fitted on the training patches; predictions add the "
         "network's logit to them"
     )

@@ -43,11 +43,11 @@ def start_devices() -> Callable[[str], None]:
         jax.config.update("jax_compilation_cache_dir", str(base / "lsmfm_jax" / "compiled"))
     main = jax.process_index() == 0
 
-    def say(text: str) -> None:
+    def print_line(text: str) -> None:
         if main:
             print(text, flush=True)
 
-    return say
+    return print_line
 
 
 # What XLA gives to YNNPACK by default and does better itself: its sums over channels take three times as long there.

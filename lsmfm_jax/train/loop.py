@@ -170,7 +170,7 @@ class Loop:
                     self._timed_from = time.monotonic()
                 # To ask the other processes is to wait for them: only where all wait anyway.
                 if (at_log or jax.process_count() == 1) and any_process(stop.asked):
-                    self.say(f"{stop.name or 'another process'}: stopping at step {step}, saving")
+                    self.print_line(f"{stop.name or 'another process'}: stopping at step {step}, saving")
                     ending = Ending.STOPPED
                     break
         self._log(step, state)
@@ -182,10 +182,10 @@ class Loop:
         self._try(self.run.checkpoints.seal, on_failure="stop" if ending is not Ending.STOPPED else "")
         return state, ending
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Prints a line on process 0."""
         if self.run.tracker is not None:
-            self.run.tracker.say(text)
+            self.run.tracker.print_line(text)
 
     def _after_epoch(self, state: TrainState, step: int) -> bool:
         """Validation, pictures and checkpoints where they are due; True when patience is over."""
@@ -222,7 +222,7 @@ class Loop:
         mark = self._save_best(state, step, Best(float(monitored), epoch)) if better else f" ({self._best_so_far()})"
         # The first few say most; all of them are in metrics.jsonl and in the report.
         figures = "  ".join(f"{name} {value:.4g}" for name, value in list(values.items())[:6])
-        self.say(f"validation after epoch {epoch}: {figures}{mark}")
+        self.print_line(f"validation after epoch {epoch}: {figures}{mark}")
 
     def _draw(self, state: TrainState, step: int) -> None:
         first = next(iter(self.run.validation), None)
@@ -249,7 +249,7 @@ class Loop:
     def _seal_best(self) -> None:
         """Waits for the best checkpoint that is being written; if it is not, that before it is the best again."""
         if not self._try(self.run.best_checkpoints.seal) and self._best_before is not None:
-            self.say(f"the state of epoch {self.best.epoch} is not saved as the best")
+            self.print_line(f"the state of epoch {self.best.epoch} is not saved as the best")
             self.best = self._best_before
         self._best_before = None
 
@@ -269,7 +269,7 @@ class Loop:
             failure = error
         failed = any_process(failure is not None)
         if failed:
-            self.say(f"{failure or 'another process could not save'}; train.on_disk_full is {on_failure}")
+            self.print_line(f"{failure or 'another process could not save'}; train.on_disk_full is {on_failure}")
             if on_failure == "stop":
                 raise failure or SaveError("another process could not save; see its messages")
         return not failed
@@ -306,7 +306,7 @@ class Loop:
         try:
             self.run.tracker.metrics(step, kind, values)
         except OSError as error:
-            self.say(f"metrics of step {step} could not be written to {self.run.folder}: {error}")
+            self.print_line(f"metrics of step {step} could not be written to {self.run.folder}: {error}")
 
     def _damaged(self, stream: object) -> dict[str, float]:
         """Patches that the stream of batches found damaged so far, where it counts them; told when there are more."""
@@ -315,7 +315,7 @@ class Loop:
             return {}
         count = int(gathered(np.array(len(found))).sum())
         if count > self._damaged_count:
-            self.say(
+            self.print_line(
                 f"{count} damaged patches so far, each replaced by another; `lsmfm verify` on the stores names them"
             )
         self._damaged_count = count
@@ -330,7 +330,7 @@ class Loop:
             ids = ", ".join(map(str, in_batch))
             if metrics["bad"]:
                 self._bad_samples += in_batch
-                self.say(
+                self.print_line(
                     f"non-finite loss, gradient or new state at step {number}: state kept as it was; samples {ids}"
                 )
                 continue
@@ -338,7 +338,7 @@ class Loop:
             loss = float(metrics["loss"])
             usual = self._running_loss
             if shown:
-                self.say(f"loss spike at step {number}: {loss:.4g}, usually {usual:.4g}; samples {ids}")
+                self.print_line(f"loss spike at step {number}: {loss:.4g}, usually {usual:.4g}; samples {ids}")
             self._running_loss = loss if usual is None else 0.98 * usual + 0.02 * loss
         in_row = int(fetched[-1]["bad_in_row"])
         if in_row >= self.settings.max_bad_steps:

@@ -170,7 +170,7 @@ def learning_rate_schedule(settings: AdamWSettings) -> optax.Schedule:
     """Learning rate by step; it never rises after its warm-up.
 
     Raises:
-        ValueError: an unknown schedule.
+        RuleError: an unknown schedule.
     """
     rate = settings.learning_rate
     if settings.schedule == "constant":
@@ -179,7 +179,7 @@ def learning_rate_schedule(settings: AdamWSettings) -> optax.Schedule:
         steps = max(1, settings.total_steps - settings.warmup_steps)
         after = optax.cosine_decay_schedule(rate, steps, alpha=settings.final_frac)
     else:
-        raise InputError(f"optim.schedule: {settings.schedule!r}; allowed: constant, cosine")
+        raise RuleError(f"optim.schedule: {settings.schedule!r}; allowed: constant, cosine")
     if not settings.warmup_steps:
         return after
     warmup = optax.linear_schedule(0.0, rate, settings.warmup_steps)

@@ -112,7 +112,7 @@ def _may_have_moved(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, .
 
 
 def execute(
-    config: ConfigDict, setup: Setup, folder: pathlib.Path, *, say: Callable[[str], None] = print
+    config: ConfigDict, setup: Setup, folder: pathlib.Path, *, print_line: Callable[[str], None] = print
 ) -> tuple[TrainState, Ending]:
     """Trains to the end of the run, or to its next interruption.
 
@@ -128,7 +128,9 @@ def execute(
     main = jax.process_index() == 0
     if main:
         groups = group_table(shapes[0], setup.rules, settings)
-        say(f"{parameter_count(shapes[0]):,} parameters on {mesh.size} devices, mesh {dict(mesh.shape)}\n{groups}")
+        print_line(
+            f"{parameter_count(shapes[0]):,} parameters on {mesh.size} devices, mesh {dict(mesh.shape)}\n{groups}"
+        )
         _write_records(folder, config, setup, {"groups": groups, "sharding": sharding_table(abstract, mesh)})
     with contextlib.ExitStack() as closing:
         train = config.train
@@ -140,14 +142,16 @@ def execute(
         closing.callback(best.close)
         restored = _restored(checkpoints, best, abstract, shardings)
         if restored is None:
-            state = first_state(config, setup, optimiser=optimiser, shardings=shardings, say=say)
+            state = first_state(config, setup, optimiser=optimiser, shardings=shardings, print_line=print_line)
         else:
             state = restored.state
-            say(f"resumed from {checkpoints.folder} at step {restored.step}")
+            print_line(f"resumed from {checkpoints.folder} at step {restored.step}")
         # Those of steps that this run has not made, or not yet: of a branch that was left, or before a kill.
         later = best.set_aside_after(int(state.step))
         if later:
-            say(f"best checkpoint of step {later[-1]} is later than step {int(state.step)}: set aside in {best.folder}")
+            print_line(
+                f"best checkpoint of step {later[-1]} is later than step {int(state.step)}: set aside in {best.folder}"
+            )
         loop_settings = _loop_settings(config, setup)
         tracker = _tracker(config, folder, int(state.step), loop_settings.total_steps) if main else None
         if tracker is not None:
@@ -170,7 +174,7 @@ def execute(
             loop.resume_from(restored)
         state, ending = loop.train(state)
         # The same number for the same state, whatever the devices and the interruptions on the way to it.
-        say(f"state {combined_fingerprint(state)} at step {int(state.step)}")
+        print_line(f"state {combined_fingerprint(state)} at step {int(state.step)}")
         return state, ending
 
 
@@ -263,7 +267,7 @@ def optimiser_settings(config: ConfigDict, steps_per_epoch: int) -> AdamWSetting
 
 
 def first_state(
-    config: ConfigDict, setup: Setup, *, optimiser: Any, shardings: PyTree, say: Callable[[str], None]
+    config: ConfigDict, setup: Setup, *, optimiser: Any, shardings: PyTree, print_line: Callable[[str], None]
 ) -> TrainState:
     """The state before step 0: drawn from the seed, then parts and weights from elsewhere in their places.
 
@@ -273,41 +277,45 @@ def first_state(
     key = jax.random.key(config.seed)
     params, batch_stats = jax.jit(setup.task.init, out_shardings=(shardings.params, shardings.batch_stats))(key)
     if not (setup.initial or setup.start):
-        say("from scratch")
+        print_line("from scratch")
     for origin, given_params, given_stats in setup.initial:
         wanted = {
             "params": {name: params[name] for name in given_params},
             "batch_stats": {name: batch_stats[name] for name in given_stats},
         }
         given = {"params": given_params, "batch_stats": given_stats}
-        filled = _load(wanted, given, config, origin=origin, say=say)
+        filled = _load(wanted, given, config, origin=origin, print_line=print_line)
         params, batch_stats = {**params, **filled["params"]}, {**batch_stats, **filled["batch_stats"]}
     if setup.start is not None:
         wanted = {"params": params, "batch_stats": batch_stats}
         given = {"params": setup.start.params, "batch_stats": setup.start.batch_stats}
-        filled = _load(wanted, given, config, origin=setup.start.origin, say=say)
+        filled = _load(wanted, given, config, origin=setup.start.origin, print_line=print_line)
         params, batch_stats = filled["params"], filled["batch_stats"]
     make = jax.jit(lambda p, s: state_of(setup.task, optimiser, p, s), out_shardings=shardings)
     state = make(params, batch_stats)
-    return state if setup.start is None else _with_teacher(state, setup.start, config, say)
+    return state if setup.start is None else _with_teacher(state, setup.start, config, print_line)
 
 
-def _with_teacher(state: TrainState, start: Weights, config: ConfigDict, say: Callable[[str], None]) -> TrainState:
+def _with_teacher(
+    state: TrainState, start: Weights, config: ConfigDict, print_line: Callable[[str], None]
+) -> TrainState:
     """The state with the teacher of the weights that it starts from; without one it is a copy of the student."""
     if not jax.tree.leaves(state.teacher):
         return state
     if start.teacher is None:
-        say(f"{start.origin} has no teacher: it starts as a copy of the student")
+        print_line(f"{start.origin} has no teacher: it starts as a copy of the student")
         return state
     origin = f"{start.origin}, teacher"
-    filled = _load({"teacher": state.teacher}, {"teacher": start.teacher}, config, origin=origin, say=say)
+    filled = _load({"teacher": state.teacher}, {"teacher": start.teacher}, config, origin=origin, print_line=print_line)
     return state.replace(teacher=filled["teacher"])
 
 
-def _load(wanted: PyTree, given: PyTree, config: ConfigDict, *, origin: str, say: Callable[[str], None]) -> PyTree:
+def _load(
+    wanted: PyTree, given: PyTree, config: ConfigDict, *, origin: str, print_line: Callable[[str], None]
+) -> PyTree:
     """The tree with the leaves of other weights, each with the sharding of the one that it replaces."""
     filled, line = load_matching(wanted, given, allow=config.init_allow, origin=origin)
-    say(line)
+    print_line(line)
     return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), filled, wanted)
 
 

@@ -75,9 +75,9 @@ class Tracker:
         done = max(1, step - self._start_step)
         left_s = (time.monotonic() - self._began) / done * max(0, self._total_steps - step)
         figures = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self.say(f"step {step}/{self._total_steps}  epoch {epoch}  {figures}  left {duration(left_s)}")
+        self.print_line(f"step {step}/{self._total_steps}  epoch {epoch}  {figures}  left {duration(left_s)}")
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Prints one line at once."""
         print(text, file=self._stream, flush=True)
 

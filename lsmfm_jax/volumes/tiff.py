@@ -31,7 +31,7 @@ from lsmfm_jax.volumes.ome import ome_files, ome_voxel_size, promised_planes
 IMAGEJ_UNITS = {"um": "micron", "µm": "micron", "micrometer": "micron", "micrometre": "micron", "microns": "micron"}
 UNCOMPRESSED = 1
 LISTED = 6
-_SAY = "say which axes they are with --axes, or save one volume a file"
+_NAME_THE_AXES = "say which axes they are with --axes, or save one volume a file"
 
 
 def read_tiff(path: pathlib.Path, *, axes: str | None = None, series: int | None = None) -> Decoded:
@@ -179,7 +179,7 @@ def _to_czyx(pixels: np.ndarray, named: str, axes: str | None) -> tuple[np.ndarr
     shape = tuple(size for axis, size in zip(named, pixels.shape, strict=True) if size > 1 or axis in "YX")
     what = f"its axes are {named} of {pixels.shape}"
     if pixels.size == 0 or long.count("Y") != 1 or long.count("X") != 1:
-        raise Unreadable(f"{what}, expected Z, Y, X and at most one of channels", _SAY)
+        raise Unreadable(f"{what}, expected Z, Y, X and at most one of channels", _NAME_THE_AXES)
     pixels = pixels.reshape(shape)
     if "C" in long and "S" in long and _all_equal(np.moveaxis(pixels, long.index("S"), 0)):
         pixels = pixels.take(0, axis=long.index("S"))
@@ -193,7 +193,7 @@ def _to_czyx(pixels: np.ndarray, named: str, axes: str | None) -> tuple[np.ndarr
         return _solid(pixels.transpose(order)[None], what), ()
     if len(depth) == 1 and len(colour) == 1:
         if colour == ["C"] and size_of["C"] > size_of[depth[0]]:
-            raise Unreadable(f"{what}: more channels than planes", _SAY)
+            raise Unreadable(f"{what}: more channels than planes", _NAME_THE_AXES)
         order = [long.index(axis) for axis in (*colour, *depth, "Y", "X")]
         return _solid(pixels.transpose(order), what), ()
     if not depth and len(colour) == 1 and size_of[colour[0]] > MOST_CHANNELS:
@@ -206,7 +206,7 @@ def _to_czyx(pixels: np.ndarray, named: str, axes: str | None) -> tuple[np.ndarr
         if found is not None:
             note = f"{what}: the axis of {found.shape[0]} is taken as channels"
             return _solid(found, what), (note,)
-    raise Unreadable(f"{what}, expected Z, Y, X and at most one of channels", _SAY)
+    raise Unreadable(f"{what}, expected Z, Y, X and at most one of channels", _NAME_THE_AXES)
 
 
 def _unnamed_channel(pixels: np.ndarray, long: list[str]) -> np.ndarray | None:

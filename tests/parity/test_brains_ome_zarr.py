@@ -18,8 +18,8 @@ def result(tmp_path_factory):
     out = tmp_path_factory.mktemp("brain") / "r.ome.zarr"
     settings = BrainSettings(shard=(32, 32, 32), threshold=0.6, skip_blank=False)
     volume = in_memory(blobs((40, 50, 300)), voxel_size_um=(4.0, 1.5, 1.5))
-    predict_brain(copying(), volume, out, settings=settings, say=lambda line: None)
-    merge(out, say=lambda line: None)
+    predict_brain(copying(), volume, out, settings=settings, print_line=lambda line: None)
+    merge(out, print_line=lambda line: None)
     return out
 
 
