@@ -260,6 +260,18 @@ def test_too_little_memory_to_measure_the_background_is_refused_with_what_is_nee
     assert planned(1024).needed_bytes < 4 * GIB
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 1.0])
+def test_a_map_beyond_0_and_1_is_clipped_before_it_is_cut_and_counted(threshold, tmp_path):
+    array = blobs((32, 32, 32))
+    shift = lambda windows: 2.0 * windows - 0.5  # noqa: E731
+    predict(in_memory(array), tmp_path / "r.ome.zarr", network=shift, window=(32, 32, 32), threshold=threshold)
+    low, high = np.percentile(array, (1, 99))
+    expected = np.clip(2.0 * np.clip((array - low) / (high - low), 0, 1) - 0.5, 0, 1)
+    clear = np.abs(expected - threshold) > 1e-4 if 0 < threshold < 1 else np.ones(array.shape, bool)
+    np.testing.assert_array_equal(written(tmp_path / "r.ome.zarr", MASK)[clear] > 0, (expected >= threshold)[clear])
+    np.testing.assert_allclose(written(tmp_path / "r.ome.zarr", PROBABILITY), 255 * expected, atol=0.51)
+
+
 @pytest.mark.parametrize(
     "text, value", [("16G", 16 * GIB), ("800M", 800 * 2**20), ("1.5GiB", 1.5 * GIB), ("2tb", 2048 * GIB)]
 )

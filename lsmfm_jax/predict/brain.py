@@ -50,7 +50,7 @@ def plan_brain(predictor: Predictor, volume: LazyVolume, settings: BrainSettings
     box = settings.inside(volume.shape)
     z, y, x = (one.stop - one.start for one in box)
     measuring, levels = survey_bytes(predictor.scale, volume.shape, volume.voxel_size_um)
-    if BASE_BYTES + measuring > settings.max_ram_bytes:
+    if measuring and BASE_BYTES + measuring > settings.max_ram_bytes:
         raise PredictionError(
             f"--max-ram {bytes_text(settings.max_ram_bytes)}: measuring the background of this volume (scale "
             f"{predictor.scale.name!r}) needs {bytes_text(BASE_BYTES + measuring)}; allow that much, or take a coarser "

@@ -280,16 +280,21 @@ def downsampled(values: Num[np.ndarray, "z y x"], step: Sequence[int], *, larges
         return np.zeros([math.ceil(size / side) for size, side in zip(values.shape, step, strict=True)], values.dtype)
     missing = [(0, size % side) for size, side in zip(values.shape, step, strict=True)]
     padded = np.pad(values, missing, mode="edge") if any(after for _, after in missing) else values
-    parts = [
-        padded[z :: step[0], y :: step[1], x :: step[2]]
-        for z in range(step[0])
-        for y in range(step[1])
-        for x in range(step[2])
-    ]
-    if largest:
-        return np.maximum.reduce(parts)
-    total = np.zeros(parts[0].shape, np.float64 if values.dtype.itemsize >= 4 else np.float32)
-    for part in parts:
-        total += part
-    total /= len(parts)
-    return total.astype(values.dtype) if values.dtype.kind == "f" else np.rint(total).astype(values.dtype)
+    coarse = np.empty([size // side for size, side in zip(padded.shape, step, strict=True)], values.dtype)
+    # A plane at a time, whose sums stay in the cache.
+    for number, plane in enumerate(coarse):
+        parts = [
+            padded[number * step[0] + z, y :: step[1], x :: step[2]]
+            for z in range(step[0])
+            for y in range(step[1])
+            for x in range(step[2])
+        ]
+        if largest:
+            np.maximum.reduce(parts, out=plane)
+            continue
+        total = np.zeros(plane.shape, np.float64 if values.dtype.itemsize >= 4 else np.float32)
+        for part in parts:
+            total += part
+        total /= len(parts)
+        plane[:] = total if values.dtype.kind == "f" else np.rint(total, out=total)
+    return coarse

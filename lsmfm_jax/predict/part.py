@@ -13,7 +13,7 @@ from lsmfm_jax.predict.blocks import Layer, layers_of, make_grid, make_layers, r
 from lsmfm_jax.predict.brain_settings import BrainSettings
 from lsmfm_jax.predict.memory import give_back
 from lsmfm_jax.predict.network import Predictor
-from lsmfm_jax.predict.output import MASK, Array, Image
+from lsmfm_jax.predict.output import MASK, PROBABILITY, Array, Image
 from lsmfm_jax.predict.plan import Size
 from lsmfm_jax.predict.progress import Progress, duration
 from lsmfm_jax.predict.shards import Record, clear, damage, mark_done, part_of, read_mark
@@ -187,19 +187,23 @@ class _Rows:
             shape = (depth, *(one.stop - one.start for one in self._box[1:]))
             self._buffers = {image.name: np.zeros(shape, image.dtype) for image in self._images}
         if values is not None:
-            for name, buffer in self._buffers.items():
-                buffer[planes.start - top : planes.stop - top] = self._converted(name, values)
+            there = slice(planes.start - top, planes.stop - top)
+            for image in self._images:
+                self._convert(image, values, self._buffers[image.name][there])
 
-    def _converted(self, name: str, values: np.ndarray) -> np.ndarray:
-        if name == "probability":
-            # In place, as these are all planes of a layer of windows.
-            scaled = np.clip(values, 0.0, 1.0)
-            scaled *= np.float32(255)
-            return np.rint(scaled, out=scaled)
-        if name == "mask":
-            # As in memory, where probabilities are clipped first.
-            return np.clip(values, 0.0, 1.0) >= self._part.settings.threshold
-        return in_counts(values, self._part.record.statistics, np.dtype(self._images[0].dtype))
+    def _convert(self, image: Image, values: np.ndarray, to: np.ndarray) -> None:
+        """Writes planes of a map as an image has them. They are few voxels at a time, which stay in the cache."""
+        threshold, statistics = self._part.settings.threshold, self._part.record.statistics
+        for one, plane in zip(values, to, strict=True):
+            if image is PROBABILITY:
+                scaled = np.clip(one, 0.0, 1.0)
+                scaled *= np.float32(255)
+                plane[:] = np.rint(scaled, out=scaled)
+            elif image is MASK:
+                # As in memory, where probabilities are clipped first.
+                plane[:] = (one >= threshold) | (threshold <= 0.0)
+            else:
+                plane[:] = in_counts(one, statistics, np.dtype(image.dtype))
 
     def _write(self, row: int) -> None:
         part = self._part
