@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import tifffile
 
-from lsmfm_jax.files import TEMPORARY, canonical_json, replace_file
+from lsmfm_jax.files import canonical_json, replace_file
 from lsmfm_jax.predict.brain_report import Findings, write_brain_report
 from lsmfm_jax.predict.brain_settings import images_of, narrow_dtype
 from lsmfm_jax.predict.inputs import PredictionError
@@ -27,12 +26,11 @@ from lsmfm_jax.predict.output import (
     describe,
     make_geometry,
 )
-from lsmfm_jax.predict.plan import bytes_text
 from lsmfm_jax.predict.progress import Progress, duration
 from lsmfm_jax.predict.shards import FOLDER, Record, clear, damage, read_mark, read_record
+from lsmfm_jax.predict.single_file import mask_of, write_single_file
 from lsmfm_jax.predict.splitting import split_components
 from lsmfm_jax.volumes.lazy import LazyVolume
-from lsmfm_jax.volumes.nifti import write_nifti
 from lsmfm_jax.volumes.open import open_volume
 from lsmfm_jax.volumes.read import VolumeError
 
@@ -116,7 +114,7 @@ def merge(
         progress.end()
         seconds["pyramid"] = time.monotonic() - began
         if merging.also is not None:
-            print_line(f"written: {_write_file(root, record, merging.also, volume, max_ram_bytes)}")
+            print_line(f"written: {write_single_file(root, record, merging.also, volume, max_ram_bytes)}")
         summary = _summary(record, merging, marks, objects, seconds)
         replace_file(root / SUMMARY, canonical_json(summary, indent=1))
         report = write_brain_report(root, record, Findings(summary, marks, images, objects, volume))
@@ -162,26 +160,6 @@ def _source(record: Record, print_line: Callable[[str], None]) -> LazyVolume | N
 
 
 @dataclasses.dataclass(eq=False)
-class _Above:
-    """A probability as a mask."""
-
-    array: Array
-    threshold: float
-
-    def __post_init__(self) -> None:
-        self.shape = self.array.shape
-
-    def read(self, box: Box) -> np.ndarray:
-        return self.array.read(box) >= np.rint(self.threshold * 255)
-
-
-def _mask(root: pathlib.Path, record: Record) -> Boxes:
-    if MASK.name in record.settings["outputs"]:
-        return Array(root, MASK)
-    return _Above(Array(root, PROBABILITY), record.settings["threshold"])
-
-
-@dataclasses.dataclass(eq=False)
 class _Objects:
     """The objects of a result, their image and their table."""
 
@@ -198,7 +176,7 @@ class _Objects:
         plan, merging = self.record.plan, self.merging
         shape, size = plan.shape, self.geometry.voxel_size_um
         outputs = self.record.settings["outputs"]
-        label = self._label(_mask(self.root, self.record))
+        label = self._label(mask_of(self.root, self.record))
         # Blocks lie whole in shards, so that a shard can be written from its blocks.
         z, y, x = (BLOCK_SIDE if length % BLOCK_SIDE == 0 else length for length in plan.shard)
         progress = Progress("objects", int(np.prod(shape)), print_line=self.print_line)
@@ -284,57 +262,6 @@ class _Objects:
                 array.write(box, values)
             progress.add(values.size)
         progress.end()
-
-
-def _write_file(
-    root: pathlib.Path, record: Record, kind: str, volume: LazyVolume | None, max_ram_bytes: int
-) -> pathlib.Path:
-    """The mask (or the deblurred volume) as one file beside the result."""
-    image = MASK if record.settings["task"] == "segment" else images_of("deblur", (), _type_of(record))[0]
-    array = Array(root, image) if image is not MASK or MASK.name in record.settings["outputs"] else _mask(root, record)
-    dtype = np.dtype(image.dtype)
-    whole = int(np.prod(record.plan.shape)) * dtype.itemsize
-    stem = root.name.removesuffix(".zarr").removesuffix(".ome")
-    size = record.source["voxel_size_um"]
-    if kind == "tiff":
-        path = root.with_name(f"{stem}_{image.name}.ome.tif")
-        planes = _planes(array, record.plan.shard[0], dtype)
-        sides = {} if size is None else {f"PhysicalSize{axis}": side for axis, side in zip("ZYX", size, strict=True)}
-        temporary = path.with_name(f"{path.name}{TEMPORARY}")
-        tifffile.imwrite(
-            temporary,
-            planes,
-            shape=record.plan.shape,
-            dtype=dtype,
-            bigtiff=whole > 2**31,
-            ome=True,
-            compression="zlib",
-            metadata={"axes": "ZYX", **sides},
-        )
-        temporary.replace(path)
-        return path
-    # The voxels, and the bytes of the file before and after they are compressed.
-    if 3 * whole > max_ram_bytes:
-        raise PredictionError(
-            f"--also nifti: {bytes_text(3 * whole)} would be needed, --max-ram is {bytes_text(max_ram_bytes)}; "
-            "take --also tiff, which is written plane by plane"
-        )
-    path = root.with_name(f"{stem}_{image.name}.nii.gz")
-    affine = None if volume is None else volume.affine
-    if affine is not None:
-        affine = affine.copy()
-        affine[:3, 3] += affine[:3, :3] @ np.array(volume.origin[::-1], float)
-    elif size is not None:
-        affine = np.diag([*size[::-1], 1.0])
-    values = array.read((slice(None), slice(None), slice(None))).astype(dtype)
-    write_nifti(path, values, affine=affine, header=None if volume is None else volume.header)
-    return path
-
-
-def _planes(array: Boxes, rows: int, dtype: np.dtype) -> Any:
-    for start in range(0, array.shape[0], rows):
-        stop = min(start + rows, array.shape[0])
-        yield from array.read((slice(start, stop), slice(None), slice(None))).astype(dtype)
 
 
 def _summary(
