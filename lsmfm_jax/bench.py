@@ -20,6 +20,7 @@ BENCHMARKS = (
     "scaling",
     "quick_start",
     "brain_memory",
+    "brain_chain",
 )
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
 

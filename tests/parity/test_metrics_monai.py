@@ -9,6 +9,7 @@ from monai.metrics import (
     ConfusionMatrixMetric,
     DiceMetric,
     HausdorffDistanceMetric,
+    MeanIoU,
     PSNRMetric,
     SSIMMetric,
     compute_hausdorff_distance,
@@ -36,14 +37,15 @@ def masks(request) -> tuple[np.ndarray, np.ndarray]:
     return prediction, truth
 
 
-def test_dice_precision_and_recall(masks):
+def test_dice_iou_precision_and_recall(masks):
     prediction, truth = masks
     scores = segmentation.foreground_scores(prediction, truth)
     dice = DiceMetric()(tensor(prediction), tensor(truth)).item()
     metric = ConfusionMatrixMetric(metric_name=["precision", "recall"])
     metric(tensor(prediction), tensor(truth))
     precision, recall = (value.item() for value in metric.aggregate())
-    assert scores == pytest.approx({"dice": dice, "precision": precision, "recall": recall}, abs=1e-6)
+    iou = MeanIoU()(tensor(prediction), tensor(truth)).item()
+    assert scores == pytest.approx({"dice": dice, "iou": iou, "precision": precision, "recall": recall}, abs=1e-6)
 
 
 @pytest.mark.parametrize("spacing", [None, (6.0, 1.6, 1.6)])
