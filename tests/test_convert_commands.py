@@ -216,11 +216,11 @@ def test_wrapped_and_half_precision_networks_are_read(networks, tmp_path):
 # --- heads ---
 
 
-def finetuned(networks, folder, name, task, head):
+def finetuned(networks, folder, name, task, head, **facts):
     sizes, variables = networks[name]
     write_weights(
         folder,
-        record={"task": task, "architecture": {"name": name, **sizes}},
+        record={"task": task, "architecture": {"name": name, **sizes}, **facts},
         params={"backbone": variables["params"], "head": head},
         batch_stats={"backbone": variables["batch_stats"]},
     )
@@ -257,6 +257,29 @@ def test_other_heads_are_files_of_their_own(networks, tmp_path, task, width, sha
     assert state["weight"].shape == shape
     np.testing.assert_array_equal(state["weight"].reshape(1, width), head["kernel"].T)
     np.testing.assert_array_equal(state["bias"], head["bias"])
+
+
+@pytest.mark.parametrize("name, inputs", [("unet", 6), ("swin_unetr", 5)])
+def test_a_calibrated_cut_off_goes_into_the_exported_bias(networks, tmp_path, name, inputs):
+    head = random_like({"kernel": np.zeros((inputs, 1)), "bias": np.zeros(1)}, 3)
+    finetuned(networks, tmp_path / "as_it_was", name, "segment", head)
+    finetuned(networks, tmp_path / "moved", name, "segment", head, logit_shift=-1.5)
+    for run in ("as_it_was", "moved"):
+        export_run(tmp_path / run, tmp_path / f"{run}.pt")
+    file, bias = {"unet": ("_head.pt", "bias"), "swin_unetr": (".pt", "out.conv.conv.bias")}[name]
+    before, after = (read_torch_file(tmp_path / f"{run}{file}").state[bias] for run in ("as_it_was", "moved"))
+    np.testing.assert_allclose(after - before, [-1.5], atol=1e-6)
+
+
+def test_what_a_run_adds_to_its_network_is_printed_since_the_file_has_no_place_for_it(networks, tmp_path):
+    head = random_like({"kernel": np.zeros((6, 1)), "bias": np.zeros(1)}, 3)
+    voxels = {"weights": [2.0, 0.5, -0.25, 0.125], "bias": -3.0, "network_weight": 0.25, "sigmas": [1.0, 2.0, 4.0]}
+    finetuned(networks, tmp_path / "run", "unet", "segment", head, voxel_classifier=voxels, logit_shift=1.0)
+    (line,) = (line for line in export_run(tmp_path / "run", tmp_path / "net.pt") if line.startswith("NOT in the file"))
+    for part in ("0.25 times the network's logit + 2 times the scaled voxel", "0.5, -0.25, 0.125", "1, 2, 4", "+ -2,"):
+        assert part in line
+    # The bias is in that line, and must not be in the file a second time.
+    np.testing.assert_array_equal(read_torch_file(tmp_path / "net_head.pt").state["bias"], head["bias"])
 
 
 # --- what is refused ---

@@ -20,6 +20,8 @@ LAYOUTS = ("monai", "lightning")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 # Tasks whose head is a linear map of each voxel's features, and what comes out of it.
 VOXELWISE = {"segment": "the logit of the foreground", "deblur": "the residual, in the targets' range"}
+# Of a regression of voxels, in the runs that did not record them yet.
+SIGMAS = (1.0, 2.0, 4.0)
 # The version that Lightning's loader asks of a checkpoint; any of the 2 series reads it.
 _LIGHTNING_VERSION = "2.0.0"
 
@@ -108,6 +110,7 @@ def _monai_states(weights: Weights) -> tuple[dict[str, dict[str, np.ndarray]], l
     states: dict[str, dict[str, np.ndarray]] = {}
     lines = []
     head, voxelwise = _head(weights), weights.record["task"] in VOXELWISE
+    lines += _beside_the_network(weights.record)
     if head is not None and _takes_in_head(weights):
         variables["params"] = {**params, "out": _composed(params["out"], head)}
         lines.append(f"composed with the head into one convolution: the output is {VOXELWISE[weights.record['task']]}")
@@ -124,6 +127,20 @@ def _monai_states(weights: Weights) -> tuple[dict[str, dict[str, np.ndarray]], l
     return states, lines
 
 
+def _beside_the_network(record: Mapping[str, Any]) -> list[str]:
+    """What a segmentation run adds to its network's logit and no PyTorch network has; `_head` has the rest."""
+    voxels = record.get("voxel_classifier")
+    if not voxels:
+        return []
+    shift, sigmas = float(record.get("logit_shift", 0.0)), ", ".join(f"{one:g}" for one in voxels.get("sigmas", SIGMAS))
+    first, *others = (f"{weight:.6g}" for weight in voxels["weights"])
+    return [
+        f"NOT in the file: the run's regression of voxels. lsmfm predict takes {voxels['network_weight']:g} times the "
+        f"network's logit + {first} times the scaled voxel + {', '.join(others)} times its Gaussian means (sigma "
+        f"{sigmas} voxels) + {voxels['bias'] + shift:.6g}, and calls foreground what is above 0"
+    ]
+
+
 def _takes_in_head(weights: Weights) -> bool:
     """Whether the backbone ends in a linear layer of its own, and the head is one more on each voxel."""
     voxelwise = weights.record["task"] in VOXELWISE
@@ -131,9 +148,14 @@ def _takes_in_head(weights: Weights) -> bool:
 
 
 def _head(weights: Weights) -> dict[str, np.ndarray] | None:
-    """The head of a finetuned run: a kernel (inputs, outputs) and a bias."""
+    """The head of a finetuned run: a kernel (inputs, outputs) and a bias, which takes in a calibrated cut-off."""
     head = weights.params.get("head")
-    return None if head is None else {name: np.asarray(leaf) for name, leaf in head.items()}
+    if head is None:
+        return None
+    leaves = {name: np.asarray(leaf) for name, leaf in head.items()}
+    if not weights.record.get("voxel_classifier"):
+        leaves["bias"] = leaves["bias"] + np.float32(weights.record.get("logit_shift", 0.0))
+    return leaves
 
 
 def _composed(out: Mapping[str, Any], head: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

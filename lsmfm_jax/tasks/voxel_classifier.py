@@ -46,7 +46,7 @@ class VoxelClassifier:
 
     def record(self) -> dict[str, Any]:
         """What a run writes down of it; `recorded` reads it."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "sigmas": list(PIXEL_SIGMAS)}
 
 
 def recorded(record: dict[str, Any] | None) -> VoxelClassifier | None:
