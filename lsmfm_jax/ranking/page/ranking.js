@@ -238,7 +238,7 @@
       const place = order.indexOf(KIT.letters[k]);
       panel.rank.textContent = place < 0 ? "" : rankWord(place);
       panel.choose.hidden = place >= 0;
-      panel.choose.textContent = `${rankWord(order.length)} (${k + 1})`;
+      panel.choose.textContent = `Choose as ${rankWord(order.length)} (key ${k + 1})`;
       panel.root.classList.toggle("ranked", place >= 0);
     });
     [...at("strip").children].forEach((mark, k) => {
@@ -259,6 +259,7 @@
   async function open(which) {
     number = which;
     voxels = null;
+    at("overlay").checked = true; // nobody should rank pictures without outlines by mistake
     const name = caseName();
     panels.forEach((panel) => panel.canvas.getContext("2d").clearRect(0, 0, panel.canvas.width, panel.canvas.height));
     show();
@@ -287,7 +288,7 @@
   }
 
   function nextUnfinished() {
-    if (!finished(caseName())) return prompt("This case is not ranked yet. Rank it, or go on with “Next case” (N).", true);
+    if (!finished(caseName())) return prompt("This case is not ranked yet. Rank it, or go on with “Next” (key N).", true);
     const after = [...KIT.cases.keys()].map((k) => (number + 1 + k) % KIT.cases.length);
     const to = after.find((k) => !finished(KIT.cases[k]));
     if (to !== undefined) open(to);
@@ -340,7 +341,7 @@
   function save() {
     const left = KIT.cases.length - finishedCount();
     const blob = new Blob([JSON.stringify(results(), null, 1) + "\n"], { type: "application/json" });
-    const plain = expert.replace(/[^\p{L}\p{N}]+/gu, "_") || "expert";
+    const plain = expert.replace(/[^\p{L}\p{N}]+/gu, "_").replace(/^_|_$/g, "") || "expert";
     const link = make("a", { href: URL.createObjectURL(blob), download: `ranking_${plain}_${KIT.id}.json` });
     document.body.append(link);
     link.click();
