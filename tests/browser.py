@@ -129,6 +129,16 @@ class Browser:
         turn = {"type": "scroll", "x": 0, "y": 0, "deltaX": 0, "deltaY": by, "origin": self._place(selector)}
         self._call("POST", "/actions", {"actions": [{"type": "wheel", "id": "wheel", "actions": [turn]}]})
 
+    def drag(self, selector: str, down: int, across: int) -> None:
+        """Presses the button of the mouse in the middle of an element, moves by so many pixels, and lets go."""
+        actions: list[dict[str, Any]] = [
+            {"type": "pointerMove", "x": 0, "y": 0, "origin": self._place(selector)},
+            {"type": "pointerDown", "button": 0},
+            {"type": "pointerMove", "x": across, "y": down, "origin": "pointer", "duration": 100},
+            {"type": "pointerUp", "button": 0},
+        ]
+        self._call("POST", "/actions", {"actions": [{"type": "pointer", "id": "mouse", "actions": actions}]})
+
     def screenshot(self, path: pathlib.Path) -> None:
         path.write_bytes(base64.b64decode(self._call("GET", "/screenshot")))
 

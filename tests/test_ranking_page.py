@@ -144,6 +144,24 @@ def test_pictures_show_the_image_the_contrast_and_the_mask_of_their_letter(kit, 
 
 
 @pytest.mark.slow
+def test_pictures_are_enlarged_and_moved_together(kit, browser):
+    start(browser, kit, "x")
+    bright, dark = (4, 15), (16, 15)
+    assert min(colour(browser, 1, *bright)) > 240 and max(colour(browser, 1, *dark)) < 60
+    browser.press(*"+++")
+    assert min(colour(browser, 1, *bright)) > 240
+    for _ in range(2):
+        browser.drag(".panel:nth-child(1) .picture", -150, 0)  # what is below comes up
+    assert ranks(browser) == ["", "", ""], "dragging is no choice"
+    for panel in range(3):
+        assert max(colour(browser, panel, 1, 1)) < 15
+    browser.press("0")
+    assert min(colour(browser, 1, *bright)) > 240 and max(colour(browser, 1, *dark)) < 60
+    browser.click(".panel:nth-child(2) .picture")
+    assert ranks(browser) == ["", "best", ""]
+
+
+@pytest.mark.slow
 def test_ties_are_refused_and_undo_takes_ranks_back(kit, browser):
     start(browser, kit, "x")
     browser.press("2", "2")

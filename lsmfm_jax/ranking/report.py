@@ -73,8 +73,11 @@ def _places(one: MethodScore) -> str:
 
 
 def _interval(one: Interval) -> str:
-    limits = "" if math.isnan(one.low) else f" [{one.low:.2f}, {one.high:.2f}]"
-    return f"{one.value:.2f}{limits}"
+    return f"{one.value:.2f}" if math.isnan(one.low) else f"{one.value:.2f} {_limits(one)}"
+
+
+def _limits(one: Interval) -> str:
+    return "–" if math.isnan(one.low) else f"[{one.low:.2f}, {one.high:.2f}]"
 
 
 def _points_rows(scores: Scores) -> list[dict[str, Any]]:
@@ -129,7 +132,7 @@ def scores_page(scores: Scores) -> str:
     count = len(scores.key.methods)
     title = "Blinded ranking by experts"
     overall = [one for one in scores.methods if one.expert == ALL]
-    columns = ["method", *(place_name(place, count) for place in range(count)), "mean points", "over volumes"]
+    columns = ["method", *(place_name(place, count) for place in range(count)), "mean points", "interval over volumes"]
     parts = [
         f"<h1>{title}</h1>",
         f'<p class="muted">experts: {len(scores.experts)}, cases: {len(scores.common)} of {len(scores.key.cases)}, '
@@ -137,17 +140,17 @@ def scores_page(scores: Scores) -> str:
         *(f"<p>{html.escape(note[0].upper() + note[1:])}.</p>" for note in scores.notes),
         html_page.drawn(bars(overall), "distribution of places of each method, with the mean points"),
         html_page.table(columns, [_row(one) for one in overall]),
-        '<p class="muted">In brackets 95 % intervals: of the mean points over experts and cases, and over experts, '
-        "volumes and the cases of each volume. None with fewer than three cases or volumes.</p>",
+        '<p class="muted">In brackets 95 % intervals, for other experts and cases; those over volumes also for other '
+        "volumes, since cases of one volume resemble each other. None with fewer than three cases or volumes.</p>",
         "<h2>Differences of mean points</h2>",
         html_page.table(
-            ("methods", "difference", "over volumes"),
+            ("methods", "difference", "interval over volumes"),
             [
-                [f"{one.first} − {one.second}", _interval(one.over_cases), _interval(one.over_volumes)]
+                [f"{one.first} − {one.second}", _interval(one.over_cases), _limits(one.over_volumes)]
                 for one in scores.differences
             ],
         ),
-        '<p class="muted">An interval without 0 is a difference that other cases and experts would show too.</p>',
+        '<p class="muted">An interval without 0: other experts and cases would most likely show it too.</p>',
         "<h2>Agreement</h2>",
         f"<p>{html.escape(agreement_text(scores))}.</p>",
         "<h2>Each expert</h2>",
@@ -160,7 +163,7 @@ def scores_page(scores: Scores) -> str:
 
 
 def _row(one: MethodScore) -> list[str]:
-    return [one.method, *map(str, one.places), _interval(one.over_cases), _interval(one.over_volumes)]
+    return [one.method, *map(str, one.places), _interval(one.over_cases), _limits(one.over_volumes)]
 
 
 def bars(methods: Sequence[MethodScore]) -> Figure:

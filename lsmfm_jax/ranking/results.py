@@ -133,7 +133,7 @@ def _check_order(path: pathlib.Path, case: str, order: Any, letters: Mapping[str
     for letter in order:
         if letter not in letters:
             raise RankingError(
-                f"{path}: {case} ranks {_shown(letter)}, and its pictures are {', '.join(letters)}; {_ASK}"
+                f"{path}: {case} ranks the unknown picture {_shown(letter)}, and has {', '.join(letters)}; {_ASK}"
             )
         if order.count(letter) > 1:
             raise RankingError(f"{path}: {case} ranks {letter} {order.count(letter)} times; {_ASK}")

@@ -3,6 +3,9 @@
 
 (() => {
   const STEP_PIXELS = 100; // one notch of a mouse wheel
+  const ZOOM_STEP = 1.4;
+  const LARGEST_ZOOM = 16;
+  const CLICK_PIXELS = 4; // a pointer that moves less between press and release has clicked
   const OUTLINE = "#ffb454";
   const FILL = "rgba(255, 180, 84, 0.16)";
   const PREFIX = `lsmfm-ranking:${(window.KIT || {}).id}:`;
@@ -19,7 +22,9 @@
   let number = 0; // of the case on the page
   let slice = 0;
   let voxels = null; // of the case on the page, null until they are there
+  let view = { zoom: 1, y: 0, x: 0 }; // of all pictures: enlargement, and the voxel in the middle
   let wheel = 0;
+  let dragged = null; // where the pointer went down or was last, and whether it has moved
   const panels = [];
   const loaded = new Map(); // by case: a promise of its voxels
   const arrivals = new Map(); // by case: what its script calls
@@ -147,32 +152,78 @@
     return { fill, outline };
   }
 
+  // With more than three pictures, as many in a row as makes them largest.
+  function arrange() {
+    if (voxels === null || panels.length < 4) return;
+    const [, height, width] = voxels.shape;
+    const room = at("panels").getBoundingClientRect();
+    const head = panels[0].head.offsetHeight;
+    const scale = (columns) => Math.min(
+      room.width / columns / (width * voxels.pixel[1]),
+      (room.height / Math.ceil(panels.length / columns) - head) / (height * voxels.pixel[0]));
+    const best = panels.map((_, k) => k + 1).reduce((one, other) => (scale(other) > scale(one) ? other : one));
+    Object.assign(at("panels").style, {
+      gridAutoFlow: "row", gridTemplateColumns: `repeat(${best}, minmax(0, 1fr))`, gridAutoRows: "minmax(0, 1fr)",
+    });
+  }
+
+  function wholeView() {
+    view = { zoom: 1, y: voxels.shape[1] / 2, x: voxels.shape[2] / 2 };
+  }
+
+  // How many pixels of the screen a voxel takes along Y and X, and how large the picture is.
+  function measures() {
+    const [, height, width] = voxels.shape;
+    const room = panels[0].picture.getBoundingClientRect();
+    const fit = Math.min(room.width / (width * voxels.pixel[1]), room.height / (height * voxels.pixel[0]));
+    const [down, across] = voxels.pixel.map((size) => size * Math.max(fit, 0.01) * view.zoom);
+    return { down, across, high: Math.min(height * down, room.height), wide: Math.min(width * across, room.width) };
+  }
+
+  function keepInside() {
+    const { down, across, high, wide } = measures();
+    const within = (value, half, length) => Math.min(Math.max(value, half), length - half);
+    view.y = within(view.y, high / down / 2, voxels.shape[1]);
+    view.x = within(view.x, wide / across / 2, voxels.shape[2]);
+  }
+
+  function zoom(factor, place = null) {
+    if (voxels === null) return;
+    const before = measures();
+    view.zoom = Math.min(Math.max(view.zoom * factor, 1), LARGEST_ZOOM);
+    const after = measures();
+    if (place !== null) { // what is under the pointer stays there
+      view.y += place.y * (1 / before.down - 1 / after.down);
+      view.x += place.x * (1 / before.across - 1 / after.across);
+    }
+    draw();
+  }
+
   function draw() {
     if (voxels === null) return;
-    const [depth, height, width] = voxels.shape;
+    keepInside();
+    const [depth] = voxels.shape;
     const grey = greySlice();
     const sharp = window.devicePixelRatio || 1;
-    panels.forEach((panel, k) => {
-      const room = panel.picture.getBoundingClientRect();
-      const scale = Math.min(room.width / (width * voxels.pixel[1]), room.height / (height * voxels.pixel[0]));
-      const across = scale * voxels.pixel[1];
-      const down = scale * voxels.pixel[0];
-      const canvas = panel.canvas;
-      canvas.style.width = `${width * across}px`;
-      canvas.style.height = `${height * down}px`;
-      canvas.width = Math.max(Math.round(width * across * sharp), 1);
-      canvas.height = Math.max(Math.round(height * down * sharp), 1);
+    const { down, across, high, wide } = measures();
+    panels.forEach(({ canvas }, k) => {
+      canvas.style.width = `${wide}px`;
+      canvas.style.height = `${high}px`;
+      canvas.width = Math.max(Math.round(wide * sharp), 1);
+      canvas.height = Math.max(Math.round(high * sharp), 1);
       const context = canvas.getContext("2d");
-      context.imageSmoothingEnabled = false;
-      context.drawImage(grey, 0, 0, canvas.width, canvas.height);
+      const [sy, sx] = [down * sharp, across * sharp];
+      // From here on in voxels.
+      context.setTransform(sx, 0, 0, sy, canvas.width / 2 - view.x * sx, canvas.height / 2 - view.y * sy);
+      context.imageSmoothingEnabled = sx < 1;
+      context.drawImage(grey, 0, 0);
       if (!at("overlay").checked) return;
       const { fill, outline } = maskPaths(1 << k);
-      context.setTransform(canvas.width / width, 0, 0, canvas.height / height, 0, 0);
       context.fillStyle = FILL;
       context.fill(fill);
       context.strokeStyle = OUTLINE;
       context.lineCap = "square";
-      context.lineWidth = 1.5 * sharp * width / canvas.width;
+      context.lineWidth = Math.min(1.5 / across, 0.4); // thinner where voxels are small on the screen
       context.stroke(outline);
     });
     at("place").textContent = `${slice + 1} of ${depth}`;
@@ -238,7 +289,7 @@
       const place = order.indexOf(KIT.letters[k]);
       panel.rank.textContent = place < 0 ? "" : rankWord(place);
       panel.choose.hidden = place >= 0;
-      panel.choose.textContent = `Choose as ${rankWord(order.length)} (key ${k + 1})`;
+      panel.choose.textContent = `Choose as ${rankWord(order.length)}`;
       panel.root.classList.toggle("ranked", place >= 0);
     });
     [...at("strip").children].forEach((mark, k) => {
@@ -273,6 +324,8 @@
       voxels = arrived;
       slice = Math.floor(voxels.shape[0] / 2);
       at("slice").max = voxels.shape[0] - 1;
+      arrange();
+      wholeView();
       document.body.dataset.shown = name;
       draw();
       if (number + 1 < KIT.cases.length) load(KIT.cases[number + 1]).catch(() => {});
@@ -372,20 +425,21 @@
       const canvas = make("canvas");
       const rank = make("span", { className: "rank" });
       const button = make("button", { type: "button", className: "choose", onclick: () => choose(k) });
-      const picture = make("div", { className: "picture", onclick: () => choose(k) }, canvas);
-      const head = make("div", { className: "head" }, make("span", { className: "letter", textContent: letter }), rank, button);
+      const picture = make("div", { className: "picture", onclick: () => { if (!dragged || !dragged.moved) choose(k); } }, canvas);
+      const key = make("kbd", { className: "faint", textContent: k + 1, title: `key ${k + 1}` });
+      const head = make("div", { className: "head" }, make("span", { className: "letter", textContent: letter }), key, rank, button);
       const root = make("section", { className: "panel" }, head, picture);
       root.ariaLabel = `picture ${letter}`;
       at("panels").append(root);
-      panels.push({ root, canvas, rank, choose: button, picture });
+      panels.push({ root, head, canvas, rank, choose: button, picture });
     });
     KIT.cases.forEach((_, k) => at("strip").append(make("button", { type: "button", tabIndex: -1, onclick: () => open(k) })));
     const keys = [
-      [KIT.letters.map((_, k) => k + 1).join(" "), "the best, then the next; the last is filled in"],
-      ["Backspace", "undo"], ["Enter", "next unranked case"], ["P N", "previous, next case"],
-      ["↑ ↓", "or wheel: slices"], ["O", "outlines on and off"], ["R", "reset contrast"],
+      [KIT.letters.map((_, k) => k + 1).join(" "), "the best, then the next; the last follows"],
+      ["Backspace", "undo"], ["Enter", "next unranked"], ["P N", "previous, next"], ["↑ ↓", "or wheel: slices"],
+      ["O", "outlines"], ["R", "reset contrast"], ["+ − 0", "or Shift and wheel: zoom, then drag"],
     ];
-    for (const [key, text] of keys) at("keys").append(make("kbd", { textContent: key }), ` ${text}   `);
+    for (const [key, text] of keys) at("keys").append(make("kbd", { textContent: key }), ` ${text}  `);
     at("start-cases").textContent = KIT.cases.length;
     at("name").value = stored("last") || "";
     for (const name of knownExperts()) {
@@ -409,6 +463,12 @@
     at("panels").addEventListener("wheel", (event) => {
       if (event.ctrlKey) return; // the browser's zoom
       event.preventDefault();
+      if (event.shiftKey) { // browsers turn such a wheel into one along X
+        const picture = event.target.closest(".picture");
+        const room = picture && picture.getBoundingClientRect();
+        const middle = room && { y: event.clientY - room.top - room.height / 2, x: event.clientX - room.left - room.width / 2 };
+        return zoom((event.deltaY || event.deltaX) < 0 ? ZOOM_STEP : 1 / ZOOM_STEP, middle);
+      }
       wheel += event.deltaMode === 1 ? event.deltaY * STEP_PIXELS / 3 : event.deltaY;
       const steps = Math.trunc(wheel / STEP_PIXELS);
       wheel -= steps * STEP_PIXELS;
@@ -418,7 +478,20 @@
     document.addEventListener("pointerup", () => {
       if (!at("work").hidden && document.activeElement) document.activeElement.blur();
     });
-    new ResizeObserver(draw).observe(at("panels"));
+    at("panels").addEventListener("pointerdown", (event) => {
+      dragged = { y: event.clientY, x: event.clientX, moved: false };
+    });
+    at("panels").addEventListener("pointermove", (event) => {
+      if (!(event.buttons & 1) || dragged === null || voxels === null || !event.target.closest(".picture")) return;
+      const [y, x] = [event.clientY - dragged.y, event.clientX - dragged.x];
+      if (!dragged.moved && Math.hypot(y, x) < CLICK_PIXELS) return;
+      const { down, across } = measures();
+      view.y -= y / down;
+      view.x -= x / across;
+      dragged = { y: event.clientY, x: event.clientX, moved: true };
+      draw();
+    });
+    new ResizeObserver(() => { arrange(); draw(); }).observe(at("panels"));
     document.addEventListener("keydown", pressed);
   }
 
@@ -430,6 +503,7 @@
       ArrowUp: () => scroll(-1), ArrowDown: () => scroll(1), ArrowLeft: () => scroll(-1), ArrowRight: () => scroll(1),
       Home: () => scroll(-1e9), End: () => scroll(1e9), Backspace: undo, Enter: nextUnfinished,
       n: () => move(1), p: () => move(-1), PageDown: () => move(1), PageUp: () => move(-1), o: toggleOverlay, r: resetContrast,
+      "+": () => zoom(ZOOM_STEP), "=": () => zoom(ZOOM_STEP), "-": () => zoom(1 / ZOOM_STEP), 0: () => zoom(1 / LARGEST_ZOOM),
     };
     if (slider && /^(Arrow|Page|Home|End)/.test(event.key)) return;
     if (on.tagName === "BUTTON" && event.key === "Enter") return;
