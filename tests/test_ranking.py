@@ -17,7 +17,7 @@ from lsmfm_jax.cli import main
 from lsmfm_jax.files import seal
 from lsmfm_jax.metrics.agreement import kendalls_w
 from lsmfm_jax.ranking.cases import balanced_orders, draw_cases, find_samples, parse_methods
-from lsmfm_jax.ranking.kit import shown_bytes
+from lsmfm_jax.ranking.kit import PAGE_FILES, shown_bytes
 from lsmfm_jax.ranking.report import scores_page
 from lsmfm_jax.ranking.results import ExpertRanking, check_number, read_key, read_results
 from lsmfm_jax.ranking.score import ALL, score
@@ -102,7 +102,7 @@ def test_the_kit_names_no_method_no_image_and_no_folder(study):
 
 
 def test_the_page_asks_for_nothing_from_a_network(study):
-    for name in ("index.html", "ranking.js", "ranking.css", "kit.js"):
+    for name in (*PAGE_FILES, "kit.js"):
         text = (study / "kit" / name).read_text()
         assert "http:" not in text and "https:" not in text and "fetch(" not in text and "import(" not in text
 

@@ -32,7 +32,7 @@ from lsmfm_jax.volumes.read import read_single
 
 KEY = "ranking key"
 KEY_VERSION = 1
-PAGE_FILES = ("index.html", "ranking.css", "ranking.js")
+PAGE_FILES = ("index.html", "ranking.css", "voxels.js", "pictures.js", "progress.js", "ranking.js")
 # A browser holds two cases at a time, each as a byte for image and masks: 400 voxels along each side.
 LARGEST_VOXELS = 400**3
 # Counts outside are shown as black or white: a few hot pixels must not darken all others.
