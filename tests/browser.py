@@ -99,6 +99,17 @@ class Browser:
     def open(self, address: str) -> None:
         self._call("POST", "/url", {"url": address})
 
+    def open_tab(self, address: str) -> None:
+        """Opens a page in a tab of its own and goes there."""
+        self.go_to_tab(self._call("POST", "/window/new", {"type": "tab"})["handle"])
+        self.open(address)
+
+    def tabs(self) -> list[str]:
+        return self._call("GET", "/window/handles")
+
+    def go_to_tab(self, tab: str) -> None:
+        self._call("POST", "/window", {"handle": tab})
+
     def run(self, script: str, *arguments: Any) -> Any:
         """What a script `return`s in the page."""
         return self._call("POST", "/execute/sync", {"script": script, "args": list(arguments)})

@@ -215,6 +215,19 @@ def test_closing_the_browser_loses_nothing(kit, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_tabs_of_one_expert_are_told_of(kit, browser):
+    start(browser, kit, "x")
+    (first,) = browser.tabs()
+    browser.open_tab((kit / "index.html").as_uri())
+    browser.press("Enter")  # the name of last time stands there
+    shown(browser, "case_001")
+    browser.press("2")
+    browser.go_to_tab(first)
+    browser.wait("!document.getElementById('fault').hidden")
+    assert "x ranks this kit in another tab as well" in text(browser, "#fault")
+
+
+@pytest.mark.slow
 def test_a_kit_that_lost_a_file_says_so(kit, browser, tmp_path):
     shutil.copytree(kit, tmp_path / "copy")
     (tmp_path / "copy" / "data" / "case_001.js").unlink()

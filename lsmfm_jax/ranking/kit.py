@@ -131,7 +131,7 @@ def _write_pages(folder: pathlib.Path, cases: Sequence[Case], *, threshold: floa
     letters = LETTERS[: len(cases[0].methods)]
     about = {"id": kit, "cases": [case.name for case in cases], "letters": list(letters)}
     _write(folder / "kit.js", f"window.KIT = {json.dumps(about)};\n".encode())
-    source = importlib.resources.files("lsmfm_jax.ranking") / "page"
+    source = importlib.resources.files("lsmfm_jax.ranking.page")
     for name in PAGE_FILES:
         _write(folder / name, (source / name).read_bytes())
     return kit

@@ -146,7 +146,7 @@
     const described = [
       [KIT.letters.map((_, k) => k + 1).join(" "), "the best, then the next; the last follows"],
       ["Backspace", "undo"], ["Enter", "next unranked"], ["P N", "previous, next"], ["↑ ↓", "or wheel: slices"],
-      ["O", "outlines"], ["R", "reset contrast"], ["+ − 0", "or Shift and wheel: zoom, then drag"],
+      ["O", "outlines"], ["R", "reset contrast"], ["+ − 0", "zoom; drag"],
     ];
     for (const [key, text] of described) at("keys").append(make("kbd", { textContent: key }), ` ${text}  `);
     at("start-cases").textContent = KIT.cases.length;
