@@ -25,6 +25,9 @@ grep -qx lsmfm_jax/py.typed <<<"$files" || fail "no py.typed in the wheel"
 for recipe in "$clone"/configs/*.py; do
   grep -qx "lsmfm_jax/recipes/$(basename "$recipe")" <<<"$files" || fail "$(basename "$recipe") is not in the wheel"
 done
+for part in index.html ranking.css voxels.js pictures.js progress.js ranking.js; do
+  grep -qx "lsmfm_jax/ranking/page/$part" <<<"$files" || fail "$part of the ranking page is not in the wheel"
+done
 if others="$(grep -vE '^(File|lsmfm_jax/|lsmfm_jax-[^/]*\.dist-info/)' <<<"$files")"; then
   fail "the wheel holds more than the package: $others"
 fi

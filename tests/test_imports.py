@@ -42,6 +42,7 @@ ALLOWED = {
     "predict": LEAVES | {"config", "files", "train", "tasks", "convert", "baselines", "html_page"},
     # Results of whole brains, and the components of volumes that are read by blocks.
     "evaluate": LEAVES | {"config", "files", "predict"},
+    "ranking": {"data", "volumes", "metrics", "html_page", "files"},
     "api": LEAVES | {"config", "files", "train", "tasks", "predict"},
     "baselines": LEAVES | {"config"},
     "card": {"files", "scale", "store", "train", "volumes"},

@@ -164,7 +164,7 @@ def _table(table: Num[np.ndarray, "s n"]) -> Float[np.ndarray, "s n"]:
 
 
 def _patch_weights(
-    units: Sequence[Int[np.ndarray, " m"]], resamples: int, random: np.random.Generator
+    units: Sequence[Int[np.ndarray, " _"]], resamples: int, random: np.random.Generator
 ) -> Float[np.ndarray, "r n"]:
     """How often each resample has each patch: volumes drawn first, then patches within each."""
     weights = np.zeros((resamples, sum(map(len, units))))
@@ -221,7 +221,7 @@ def bootstrap_statistic(
     return Interval(value, *_limits(results, confidence), len(units))
 
 
-def _units(samples: int, groups: Sequence[str] | None) -> list[Int[np.ndarray, " m"]]:
+def _units(samples: int, groups: Sequence[str] | None) -> list[Int[np.ndarray, " _"]]:
     """Positions of the samples of each unit, in an order that does not depend on that of the samples."""
     if samples == 0:
         raise InputError("there is no value to take a mean of")
