@@ -6,10 +6,9 @@ a person set.
 
 import numpy as np
 from jaxtyping import Float, Int, Integer
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
+
+from lsmfm_jax.metrics.matching import best_pairs
 
 Places = Float[np.ndarray, "_ 3"]
 
@@ -46,37 +45,8 @@ def match_places(
     if not len(near):
         return nothing
     rows, columns, apart = near["i"].astype(np.int64), near["j"].astype(np.int64), near["v"]
-    # Pairs fall into small groups that share no place: an assignment for each, not one matrix of all.
-    nodes = len(predicted) + len(true)
-    graph = coo_array((np.ones(len(rows)), (rows, len(predicted) + columns)), shape=(nodes, nodes))
-    groups = connected_components(graph, directed=False)[1][rows]
-    order = np.argsort(groups, kind="stable")
-    chosen = [
-        _assigned(pairs, rows[pairs], columns[pairs], apart[pairs] / distance)
-        for pairs in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
-    ]
-    kept = np.concatenate(chosen)
+    kept = best_pairs(rows, columns, -apart / distance, most=True)
     return rows[kept], columns[kept], apart[kept]
-
-
-def _assigned(
-    pairs: Int[np.ndarray, " n"],
-    rows: Int[np.ndarray, " n"],
-    columns: Int[np.ndarray, " n"],
-    apart: Float[np.ndarray, " n"],
-) -> Int[np.ndarray, " m"]:
-    """Those of the pairs that the best assignment within one group keeps; distances are in [0, 1]."""
-    if len(pairs) == 1:
-        return pairs
-    _, row = np.unique(rows, return_inverse=True)
-    _, column = np.unique(columns, return_inverse=True)
-    gain = np.zeros((row.max() + 1, column.max() + 1))
-    which = np.full(gain.shape, -1, np.int64)
-    # One pair more gains more than all distances together can cost.
-    gain[row, column] = min(gain.shape) + 1.0 - apart
-    which[row, column] = pairs
-    kept = which[linear_sum_assignment(gain, maximize=True)]
-    return kept[kept >= 0]
 
 
 def detection_scores(

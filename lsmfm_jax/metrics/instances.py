@@ -7,9 +7,8 @@ int32 volumes here. Nothing in this file looks at voxel sizes.
 import cc3d
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+
+from lsmfm_jax.metrics.matching import best_pairs
 
 Labels = Int[np.ndarray, "z y x"]
 Mask = Bool[np.ndarray, "z y x"]
@@ -83,38 +82,8 @@ def match_overlaps(
     """The same from the pairs of `overlaps`, wherever they are from."""
     near = dice >= match_dice
     predicted, true, dice = predicted[near], true[near], dice[near]
-    if len(dice) == 0:
-        return predicted, true, dice
-    # Pairs fall into small groups that share no instance: an assignment for each, not one N x M matrix.
-    nodes = int(predicted.max()) + int(true.max()) + 2
-    right = true + int(predicted.max()) + 1
-    graph = coo_array((np.ones(len(dice)), (predicted, right)), shape=(nodes, nodes))
-    _, group_of = connected_components(graph, directed=False)
-    groups = group_of[predicted]
-    order = np.argsort(groups, kind="stable")
-    chosen = []
-    for pairs in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
-        chosen.append(pairs if len(pairs) == 1 else _assign(pairs, predicted[pairs], true[pairs], dice[pairs]))
-    kept = np.concatenate(chosen)
+    kept = best_pairs(predicted, true, dice)
     return predicted[kept], true[kept], dice[kept]
-
-
-def _assign(
-    pairs: Int[np.ndarray, " n"],
-    predicted: Int[np.ndarray, " n"],
-    true: Int[np.ndarray, " n"],
-    dice: Float[np.ndarray, " n"],
-) -> Int[np.ndarray, " m"]:
-    """Those of the pairs that the best assignment within one group keeps."""
-    rows, row = np.unique(predicted, return_inverse=True)
-    columns, column = np.unique(true, return_inverse=True)
-    gain = np.zeros((len(rows), len(columns)))
-    which = np.full(gain.shape, -1, np.int64)
-    gain[row, column] = dice
-    which[row, column] = pairs
-    # Cells without a pair gain nothing; an assignment that had to use them has matched nothing there.
-    kept = which[linear_sum_assignment(gain, maximize=True)]
-    return kept[kept >= 0]
 
 
 def instance_scores(prediction: Labels, truth: Labels, *, match_dice: float = 0.3) -> dict[str, float]:
