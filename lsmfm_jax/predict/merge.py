@@ -114,7 +114,8 @@ def merge(
         progress.end()
         seconds["pyramid"] = time.monotonic() - began
         if merging.also is not None:
-            print_line(f"written: {write_single_file(root, record, merging.also, volume, max_ram_bytes)}")
+            image = MASK if record.settings["task"] == "segment" else images[0]
+            print_line(f"written: {write_single_file(root, record, image, merging.also, volume, max_ram_bytes)}")
         summary = _summary(record, merging, marks, objects, seconds)
         replace_file(root / SUMMARY, canonical_json(summary, indent=1))
         report = write_brain_report(root, record, Findings(summary, marks, images, objects, volume))

@@ -8,10 +8,9 @@ import numpy as np
 import tifffile
 
 from lsmfm_jax.files import TEMPORARY
-from lsmfm_jax.predict.brain_settings import images_of, narrow_dtype
 from lsmfm_jax.predict.inputs import PredictionError
 from lsmfm_jax.predict.instances import Box, Boxes
-from lsmfm_jax.predict.output import MASK, PROBABILITY, Array
+from lsmfm_jax.predict.output import MASK, PROBABILITY, Array, Image
 from lsmfm_jax.predict.plan import bytes_text
 from lsmfm_jax.predict.shards import Record
 from lsmfm_jax.volumes.lazy import LazyVolume
@@ -40,13 +39,14 @@ def mask_of(root: pathlib.Path, record: Record) -> Boxes:
 
 
 def write_single_file(
-    root: pathlib.Path, record: Record, kind: str, volume: LazyVolume | None, max_ram_bytes: int
+    root: pathlib.Path, record: Record, image: Image, kind: str, volume: LazyVolume | None, max_ram_bytes: int
 ) -> pathlib.Path:
-    """Writes the mask (or the deblurred volume) as one file beside the result.
+    """Writes an image of a result as one file beside it.
 
     Args:
         root: the result.
         record: of it.
+        image: which of its images.
         kind: "tiff" (written plane by plane) or "nifti" (takes three times its size in memory).
         volume: the input, whose affine a NIfTI file keeps; None: it cannot be read.
         max_ram_bytes: the most that a NIfTI file may need.
@@ -54,14 +54,7 @@ def write_single_file(
     Raises:
         PredictionError: more memory would be needed.
     """
-    image = (
-        MASK
-        if record.settings["task"] == "segment"
-        else images_of("deblur", (), narrow_dtype(np.dtype(record.settings["input_type"])).name)[0]
-    )
-    array = (
-        Array(root, image) if image is not MASK or MASK.name in record.settings["outputs"] else mask_of(root, record)
-    )
+    array = mask_of(root, record) if image is MASK else Array(root, image)
     dtype = np.dtype(image.dtype)
     whole = int(np.prod(record.plan.shape)) * dtype.itemsize
     stem = root.name.removesuffix(".zarr").removesuffix(".ome")
