@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from scipy import ndimage
 
+from lsmfm_jax.predict.brain import predict_brain
+from lsmfm_jax.predict.brain_settings import BrainSettings
 from lsmfm_jax.predict.network import Predictor
 from lsmfm_jax.predict.output import Array, Image
 from lsmfm_jax.scale import Scale
@@ -94,6 +96,19 @@ def copying(
         apply=network or (lambda windows: windows),
         fingerprint="function",
     )
+
+
+def quiet(line):
+    """Prints nothing."""
+
+
+def predict_copy(
+    volume, out, *, network=None, task="segment", tissue=None, window=(16, 16, 16), print_line=quiet, **settings
+):
+    """A volume predicted in small shards by a function of numpy arrays, nothing left out."""
+    predictor = copying(task=task, window=window, network=network)
+    chosen = BrainSettings(**{"shard": (32, 32, 32), "skip_blank": False, **settings})
+    return predict_brain(predictor, volume, out, settings=chosen, tissue=tissue, print_line=print_line)
 
 
 def written(root: pathlib.Path, image: Image, *, level: int = 0) -> np.ndarray:

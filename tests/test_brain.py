@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from brain_runs import blobs, copying, in_memory, make_run, written
+from brain_runs import blobs, copying, in_memory, make_run, quiet, written
+from brain_runs import predict_copy as predict
 from scipy import ndimage
 
 from lsmfm_jax.cli import main
@@ -24,18 +25,6 @@ from lsmfm_jax.scale import SCALES, Scale
 from lsmfm_jax.scale import measure as measure_levels
 
 GIB = 2**30
-
-
-def quiet(line):
-    pass
-
-
-def predict(
-    volume, out, *, network=None, task="segment", tissue=None, window=(16, 16, 16), print_line=quiet, **settings
-):
-    predictor = copying(task=task, window=window, network=network)
-    chosen = BrainSettings(**{"shard": (32, 32, 32), "skip_blank": False, **settings})
-    return predict_brain(predictor, volume, out, settings=chosen, tissue=tissue, print_line=print_line)
 
 
 @pytest.fixture(scope="module")

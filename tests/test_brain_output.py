@@ -5,27 +5,14 @@ import json
 
 import numpy as np
 import pytest
-from brain_runs import blobs, copying, in_memory, make_run, written
+from brain_runs import blobs, in_memory, make_run, quiet, written
+from brain_runs import predict_copy as predict
 
 from lsmfm_jax.predict.background import Behind, ahead
-from lsmfm_jax.predict.brain import predict_brain
-from lsmfm_jax.predict.brain_settings import BrainSettings
 from lsmfm_jax.predict.output import MASK, PROBABILITY
 from lsmfm_jax.predict.progress import Progress
 
 GIB = 2**30
-
-
-def quiet(line):
-    pass
-
-
-def predict(
-    volume, out, *, network=None, task="segment", tissue=None, window=(16, 16, 16), print_line=quiet, **settings
-):
-    predictor = copying(task=task, window=window, network=network)
-    chosen = BrainSettings(**{"shard": (32, 32, 32), "skip_blank": False, **settings})
-    return predict_brain(predictor, volume, out, settings=chosen, tissue=tissue, print_line=print_line)
 
 
 @pytest.fixture(scope="module")

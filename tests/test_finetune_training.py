@@ -81,12 +81,7 @@ def _config(task, patches, **changes):
         "augment.probability": 0.0,
         **changes,
     }
-    for path, value in values.items():
-        *parents, name = path.split(".")
-        place = config
-        for parent in parents:
-            place = place[parent]
-        place[name] = value
+    config.update_from_flattened_dict(values)
     validate(config)
     return config
 

@@ -3,11 +3,13 @@
 import csv
 import itertools
 
+import brain_runs
 import jax
 import jax.numpy as jnp
 import nibabel
 import numpy as np
 import pytest
+from brain_runs import ARCHITECTURE
 from scipy import ndimage
 
 from lsmfm_jax.cli import main
@@ -23,21 +25,7 @@ from lsmfm_jax.tasks.segment import build_segmenter
 from lsmfm_jax.train.checkpoint import CheckpointError
 from lsmfm_jax.train.weights import write_weights
 
-ARCHITECTURE = {
-    "name": "unet",
-    "out_channels": 6,
-    "channels": [4, 8],
-    "strides": [2],
-    "num_res_units": 1,
-    "norm": "batch",
-}
-RECORD = {
-    "architecture": ARCHITECTURE,
-    "patch_size": [16, 16, 16],
-    "scaling": {"lower": "1", "upper": "99"},
-    "classes": ["nuclei", "plaque", "vessels"],
-    "target_range": [-0.5, 2.0],
-}
+RECORD = {**brain_runs.RECORD, "classes": ["nuclei", "plaque", "vessels"]}
 AFFINE = np.array([[-0.5, 0, 0, 3], [0, 0.7, 0.1, -4], [0, 0, 2.0, 5], [0, 0, 0, 1]])
 
 

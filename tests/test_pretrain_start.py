@@ -50,12 +50,7 @@ def store(tmp_path_factory):
 
 def _config(store, **changes):
     config = defaults("pretrain")
-    for path, value in {**SETTINGS, "data.stores": (str(store),), **changes}.items():
-        *parents, name = path.split(".")
-        place = config
-        for parent in parents:
-            place = place[parent]
-        place[name] = value
+    config.update_from_flattened_dict({**SETTINGS, "data.stores": (str(store),), **changes})
     validate(config)
     return config
 
