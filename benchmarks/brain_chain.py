@@ -12,11 +12,11 @@ import json
 import os
 import pathlib
 import random
-import resource
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -96,16 +96,14 @@ def lsmfm(arguments: Sequence[object], *, log: pathlib.Path, kill_after: float |
     began = time.perf_counter()
     with log.open("w") as file:
         process = subprocess.Popen([*LSMFM, *map(str, arguments)], stdout=file, stderr=subprocess.STDOUT)
+        killer = threading.Timer(kill_after or 0, process.kill)
         if kill_after is not None:
-            try:
-                process.wait(kill_after)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-        _, status, usage = os.wait4(process.pid, 0) if process.returncode is None else (0, process.returncode, None)
-    code = os.waitstatus_to_exitcode(status) if usage is not None else process.returncode
+            killer.start()
+        _, status, usage = os.wait4(process.pid, 0)
+        killer.cancel()
+    process.returncode = code = os.waitstatus_to_exitcode(status)
     if code and not (kill_after is not None and code == -signal.SIGKILL):
         raise SystemExit(f"lsmfm {arguments[0]} ended with {code}; see {log}")
-    usage = usage or resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = round(time.perf_counter() - began, 1)
     return {"seconds": seconds, "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 2), "killed": float(code != 0)}
 
