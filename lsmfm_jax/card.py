@@ -91,6 +91,10 @@ def _model(weights: Weights, config: Mapping[str, Any], task: str) -> list[tuple
         ("weights", origin or (f"step {weights.step}" if config else None)),
         ("started from", "scratch" if start == "" else start),
     ]
+    if record.get("network_cut_off"):
+        rows.append(
+            ("network's logit cut at", f"{record['network_cut_off']['logit']:+.3f}, fitted on training patches")
+        )
     if record.get("voxel_classifier"):
         rows.append(("beside the network", "a logistic regression of single voxels"))
     if record.get("classes"):

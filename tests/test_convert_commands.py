@@ -263,7 +263,8 @@ def test_other_heads_are_files_of_their_own(networks, tmp_path, task, width, sha
 def test_a_calibrated_cut_off_goes_into_the_exported_bias(networks, tmp_path, name, inputs):
     head = random_like({"kernel": np.zeros((inputs, 1)), "bias": np.zeros(1)}, 3)
     finetuned(networks, tmp_path / "as_it_was", name, "segment", head)
-    finetuned(networks, tmp_path / "moved", name, "segment", head, logit_shift=-1.5)
+    cuts = {"logit_shift": -2.0, "network_cut_off": {"logit": -0.5}}
+    finetuned(networks, tmp_path / "moved", name, "segment", head, **cuts)
     for run in ("as_it_was", "moved"):
         export_run(tmp_path / run, tmp_path / f"{run}.pt")
     file, bias = {"unet": ("_head.pt", "bias"), "swin_unetr": (".pt", "out.conv.conv.bias")}[name]
@@ -274,12 +275,13 @@ def test_a_calibrated_cut_off_goes_into_the_exported_bias(networks, tmp_path, na
 def test_what_a_run_adds_to_its_network_is_printed_since_the_file_has_no_place_for_it(networks, tmp_path):
     head = random_like({"kernel": np.zeros((6, 1)), "bias": np.zeros(1)}, 3)
     voxels = {"weights": [2.0, 0.5, -0.25, 0.125], "bias": -3.0, "network_weight": 0.25, "sigmas": [1.0, 2.0, 4.0]}
-    finetuned(networks, tmp_path / "run", "unet", "segment", head, voxel_classifier=voxels, logit_shift=1.0)
+    cuts = {"logit_shift": 1.0, "network_cut_off": {"logit": 0.5}}
+    finetuned(networks, tmp_path / "run", "unet", "segment", head, voxel_classifier=voxels, **cuts)
     (line,) = (line for line in export_run(tmp_path / "run", tmp_path / "net.pt") if line.startswith("NOT in the file"))
     for part in ("0.25 times the network's logit + 2 times the scaled voxel", "0.5, -0.25, 0.125", "1, 2, 4", "+ -2,"):
         assert part in line
-    # The bias is in that line, and must not be in the file a second time.
-    np.testing.assert_array_equal(read_torch_file(tmp_path / "net_head.pt").state["bias"], head["bias"])
+    # The calibration is in that line, and must not be in the file a second time; the network's own cut is in the file.
+    np.testing.assert_allclose(read_torch_file(tmp_path / "net_head.pt").state["bias"], head["bias"] - 0.5, atol=1e-6)
 
 
 # --- what is refused ---

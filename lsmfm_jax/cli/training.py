@@ -55,7 +55,10 @@ def _train(options: argparse.Namespace) -> int:
         if jax.process_index() == 0:
             if config.task == "segment" and jax.process_count() == 1:
                 from lsmfm_jax.predict.comparison import compare_with_baselines
+                from lsmfm_jax.predict.cut_off import fit_cut_off
 
+                if config.fit_cut_off:
+                    fit_cut_off(options.workdir, print_line=print_line)
                 compare_with_baselines(options.workdir, print_line=print_line)
             _tell_results(options.workdir, print_line=print_line)
     # Told to stop when there was no step left to stop at: who told us is to start us again.

@@ -218,6 +218,9 @@ _SEGMENT: Schema = {
         "allow_dense_masks": Key(False, "take masks of more than 60 % foreground"),
     },
     "reinit_top": Key(False, "draw the backbone's last block anew, for comparison with the released code"),
+    "fit_cut_off": Key(
+        True, "cut the trained network's logit where the Dice of the training patches is best, not at 0"
+    ),
     "voxel_classifier": {
         "enabled": Key(
             False, "add a logistic regression of single voxels and Gaussians around them, fitted on the same patches"

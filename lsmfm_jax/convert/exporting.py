@@ -148,11 +148,12 @@ def _takes_in_head(weights: Weights) -> bool:
 
 
 def _head(weights: Weights) -> dict[str, np.ndarray] | None:
-    """The head of a finetuned run: a kernel (inputs, outputs) and a bias, which takes in a calibrated cut-off."""
+    """The head of a finetuned run: a kernel (inputs, outputs) and a bias, which takes in where its logit is cut."""
     head = weights.params.get("head")
     if head is None:
         return None
     leaves = {name: np.asarray(leaf) for name, leaf in head.items()}
+    leaves["bias"] = leaves["bias"] - np.float32(weights.record.get("network_cut_off", {}).get("logit", 0.0))
     if not weights.record.get("voxel_classifier"):
         leaves["bias"] = leaves["bias"] + np.float32(weights.record.get("logit_shift", 0.0))
     return leaves

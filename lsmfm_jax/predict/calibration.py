@@ -14,15 +14,12 @@ from jaxtyping import Bool, Float
 from lsmfm_jax.baselines import best_threshold
 from lsmfm_jax.data.labels import IGNORED, LabelValues, label_values
 from lsmfm_jax.files import refuse_foreign, replacing_folder
+from lsmfm_jax.predict.cut_off import blended_logits, dice
 from lsmfm_jax.predict.inputs import Case, PredictionError, find_cases
 from lsmfm_jax.predict.network import Predictor, load_predictor
 from lsmfm_jax.predict.run import mask_like
-from lsmfm_jax.predict.windows import blend_windows
 from lsmfm_jax.train.weights import read_weights, write_weights
 from lsmfm_jax.volumes.read import read_single
-
-# Probabilities beyond these say no more: a float32 sigmoid is 0 or 1 soon after.
-_CERTAIN = 1e-6
 
 
 def calibrate(
@@ -61,7 +58,7 @@ def calibrate(
             f"the labels of {names} are empty: there is no foreground to calibrate on. Annotate a patch that has some"
         )
     cutoff, after = best_threshold(logits, truths)
-    before = float(np.mean([_dice(one > 0, truth) for one, truth in zip(logits, truths, strict=True)]))
+    before = float(np.mean([dice(one > 0, truth) for one, truth in zip(logits, truths, strict=True)]))
     weights = read_weights(run)
     shift = float(weights.record.get("logit_shift", 0.0)) - cutoff
     record = {**weights.record, "logit_shift": shift, "calibrated_on": [case.name for case in cases]}
@@ -87,13 +84,5 @@ def logits_and_truth(
     if truth is None:
         raise PredictionError(f"{case.path}: no label beside it; add {case.name}_label.nii.gz, or give --label-dir")
     scaled = predictor.prepared(image, predictor.levels(image, info.voxel_size_um))
-    probability = blend_windows(predictor.apply, scaled, window=predictor.window, overlap_frac=0.25, batch_size=1).clip(
-        _CERTAIN, 1 - _CERTAIN
-    )
     counted = truth != IGNORED
-    return np.log(probability / (1 - probability))[counted][None, None], (truth == 1)[counted][None, None]
-
-
-def _dice(mask: Bool[np.ndarray, "..."], truth: Bool[np.ndarray, "..."]) -> Float[np.ndarray, ""] | float:
-    total = int(mask.sum()) + int(truth.sum())
-    return 2 * int((mask & truth).sum()) / total if total else 1.0
+    return blended_logits(predictor, scaled)[counted][None, None], (truth == 1)[counted][None, None]

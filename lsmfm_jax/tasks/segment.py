@@ -139,7 +139,8 @@ def build_segmenter(
     """The network of a segmentation run, for prediction.
 
     Args:
-        record: what the run wrote to `run.json`; `architecture`, `voxel_classifier` and `logit_shift` are read.
+        record: what the run wrote to `run.json`; `architecture`, `network_cut_off`, `voxel_classifier` and
+            `logit_shift` are read.
         dtype: compute type.
 
     Returns:
@@ -148,10 +149,11 @@ def build_segmenter(
     """
     network = Network(backbone_of(record["architecture"], dtype=dtype))
     voxels = recorded(record.get("voxel_classifier"))
+    cut = float(record.get("network_cut_off", {}).get("logit", 0.0))  # of predict/cut_off.py
     shift = float(record.get("logit_shift", 0.0))  # of a calibration
 
     def apply(params: PyTree, batch_stats: PyTree, volumes: Array) -> Array:
-        logits = dense_head(params["head"], network.trunk(params, batch_stats, volumes))
+        logits = dense_head(params["head"], network.trunk(params, batch_stats, volumes)) - cut
         return jax.nn.sigmoid((logits if voxels is None else voxels.combined(logits, volumes)) + shift)
 
     return apply
