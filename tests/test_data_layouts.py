@@ -77,6 +77,14 @@ def test_strays_and_empty_folders_are_named(tmp_path: pathlib.Path) -> None:
         scan("flat", tmp_path / "nowhere")
 
 
+def test_a_folder_in_another_layout_is_refused_with_one_that_fits(tmp_path: pathlib.Path) -> None:
+    for number in range(30):
+        (tmp_path / f"scan {number}.nii.gz").touch()
+    with pytest.raises(LayoutError, match=r"none of 30 files can be used; the first is .*--layout selma") as refused:
+        survey("dev_mouse", tmp_path)
+    assert "\n" not in str(refused.value)
+
+
 def test_real_folders(shared: pathlib.Path) -> None:
     data = shared / "data"
     nested, direct = scan("wu", data / "pretrain"), scan("wu", data / "pretrain" / "wu_brain_patches")

@@ -10,7 +10,7 @@ from data_files import noise, save_nifti
 from test_volume_containers import multi_file_ome
 
 from lsmfm_jax.cli import main
-from lsmfm_jax.store.ingest import IngestSummary, ingest
+from lsmfm_jax.store.ingest import IngestFailed, IngestSummary, ingest
 from lsmfm_jax.store.layouts import survey
 from lsmfm_jax.store.reader import PatchStore
 from lsmfm_jax.store.verify import verify_store
@@ -122,6 +122,19 @@ def test_one_bad_image_never_ends_an_ingest(tmp_path):
     assert set(_ids(tmp_path / "s")) == {"selma/glia/a_1", "selma/glia/d", "selma/glia/f"}
 
 
+def test_a_folder_of_bad_images_is_a_failure_until_one_is_good(tmp_path, capsys):
+    glia = tmp_path / "d" / "glia"
+    glia.mkdir(parents=True)
+    (glia / "a_1.nii.gz").write_bytes(b"no image")
+    command = ["data", "ingest", "--layout", "selma", "--root", str(tmp_path / "d"), "--out", str(tmp_path / "s")]
+    assert main(command) == 1
+    printed = capsys.readouterr()
+    assert "failed: " in printed.out and "a_1.nii.gz" in printed.out and "Traceback" not in printed.err
+    save_nifti(glia / "a_2.nii.gz", noise(1))
+    assert main(command) == 0
+    assert set(_ids(tmp_path / "s")) == {"selma/glia/a_2"}
+
+
 def test_choices_on_the_command_line(tmp_path, capsys):
     glia = tmp_path / "d" / "glia"
     volume = noise(1).astype(np.float32)
@@ -155,7 +168,8 @@ def test_another_channel_can_be_added_later(tmp_path):
     assert _ingest(tmp_path / "d", tmp_path / "s", channel=1).added == 1
     assert _ingest(tmp_path / "d", tmp_path / "s", channel=1).known == 1
     assert _ingest(tmp_path / "d", tmp_path / "s", channel=2).added == 1
-    assert _ingest(tmp_path / "d", tmp_path / "s", channel=3).failed[0][1].startswith("channel 3 was asked for")
+    with pytest.raises(IngestFailed, match="channel 3 was asked for"):
+        _ingest(tmp_path / "d", tmp_path / "s", channel=3)
     assert set(_ids(tmp_path / "s")) == {"selma/glia/a_1#1", "selma/glia/a_1#2"}
 
 

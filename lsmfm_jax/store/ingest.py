@@ -75,7 +75,7 @@ class IngestSummary:
 
 
 class IngestFailed(LsmfmError, ValueError):
-    """A strict ingestion met files that it could not use; what could be used is in the store."""
+    """No file could be used, or a strict ingestion met one that could not; what could be used is in the store."""
 
     def __init__(self, summary: IngestSummary) -> None:
         super().__init__(summary.text())
@@ -115,10 +115,10 @@ def ingest(
         progress: called after each file with (files done, files in all, path).
 
     Raises:
-        LayoutError: the folder holds no images in this layout.
+        LayoutError: no file of the folder follows this layout.
         CaptionError: a caption file is unreadable or lacks keys; nothing has been written then.
         StoreError, DamagedFile: `out` cannot be added to.
-        IngestFailed: `strict`, and not all files could be used.
+        IngestFailed: no file could be used, or `strict` and one could not.
     """
     out = pathlib.Path(out)
     summary = IngestSummary(store=out)
@@ -146,7 +146,8 @@ def ingest(
                 progress(number + 1, len(files), file.path)
     if summary.volumes and volume_pattern is None:
         summary.notes.append(VOLUME_RULE)
-    if strict and (summary.failed or summary.duplicates):
+    nothing = summary.failed and not (summary.added or summary.known)
+    if nothing or (strict and (summary.failed or summary.duplicates)):
         raise IngestFailed(summary)
     return summary
 

@@ -73,7 +73,8 @@ def survey(layout: str, root: str | pathlib.Path, *, volume_pattern: str | None 
     channel folders of one brain can be one volume.
 
     Raises:
-        LayoutError: no such folder or layout, a pattern that is none, or no image file in the folder.
+        LayoutError: no such folder or layout, a pattern that is none, no image file in the folder, or none that
+            follows the rule.
     """
     root = pathlib.Path(root)
     if layout not in LAYOUTS:
@@ -101,6 +102,10 @@ def survey(layout: str, root: str | pathlib.Path, *, volume_pattern: str | None 
             continue
         key = normalise_key(named.caption_key)
         files.append(SourceFile(path, relative, key, volume, named.channel))
+    if not files:
+        path, reason = problems[0]
+        others = " Any names will do in a folder for each stain: --layout selma." if layout != "selma" else ""
+        raise LayoutError(f"none of {len(problems)} files can be used; the first is {path}: {reason}.{others}")
     return Survey(files, problems)
 
 
