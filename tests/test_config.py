@@ -36,7 +36,8 @@ def test_every_variant_of_every_recipe_is_valid(recipe):
     ("override", "message"),
     [
         ("--config.train.batchsize=8", r"train\.batchsize: no such key; did you mean train\.batch_size"),
-        ("--config.nosuch.key=1", r"nosuch\.key: no such key"),
+        ("--config.nosuch.key=1", r"nosuch\.key: no such key; allowed here: augment\., data\., [^ ]"),
+        ("--config.data.workers=100000", r"data\.workers: 100000; at most 256"),
         ("--config.train.batch_size=many", r"train\.batch_size"),
         ("--config.train.batch_size=0", r"train\.batch_size: 0; at least 1"),
         ("--config.mask.ratio=1.5", r"mask\.ratio: 1\.5; at most 1"),

@@ -61,8 +61,10 @@ def flatten(tree: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[
 def unknown_key_message(path: str, allowed: list[str]) -> str:
     """Says that a key is unknown, with the nearest known ones."""
     near = difflib.get_close_matches(path, allowed, n=3, cutoff=0.5)
-    where = path.rpartition(".")[0]
-    there = [key for key in allowed if key.rpartition(".")[0] == where] or allowed
+    section = path.rpartition(".")[0]
+    there = [key for key in allowed if key.rpartition(".")[0] == section]
+    if not (section and there):
+        there = sorted({first + ("." if rest else "") for first, _, rest in (key.partition(".") for key in allowed)})
     hint = f"did you mean {' or '.join(near)}?" if near else f"allowed here: {', '.join(there)}"
     return f"{path}: no such key; {hint}"
 

@@ -43,8 +43,8 @@ _DATA: Schema = {
     "patch_size": Key((96, 96, 96), "voxels Z, Y, X read from a patch: larger ones are cropped", low=8, length=3),
     "input_size": Key((64, 64, 64), "voxels Z, Y, X the network sees, after trilinear resizing", low=8, length=3),
     **_SCALE,
-    "workers": Key(0, "reader processes; 0: threads of the main process", low=0),
-    "prefetch": Key(4, "batches read ahead", low=1),
+    "workers": Key(0, "reader processes; 0: threads of the main process", low=0, high=256),
+    "prefetch": Key(4, "batches read ahead", low=1, high=1000),
     "max_bad_frac": Key(0.01, "share of damaged patches at which the run stops", low=0.0, high=1.0),
 }
 
@@ -186,7 +186,7 @@ _LABELLED_DATA: Schema = {
     ),
     "crops_per_patch": Key(1, "crops of each training patch in an epoch", low=1),
     **_SCALE,
-    "prefetch": Key(4, "batches read ahead", low=1),
+    "prefetch": Key(4, "batches read ahead", low=1, high=1000),
 }
 
 _GEOMETRY = {name: _AUGMENT[name] for name in ("probability", "rotation_rad", "scale_frac", "independent_flips")}

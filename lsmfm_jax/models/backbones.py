@@ -42,7 +42,7 @@ UNET = Backbone(
     schema={
         "channels": Key((32, 64, 128, 256, 512), "widths, shallow to deep", low=1),
         "strides": Key((2, 2, 2, 1), "stride between two widths", choices=None, low=1, high=2),
-        "num_res_units": Key(2, "convolutions in a residual unit", low=1),
+        "num_res_units": Key(2, "convolutions in a residual unit", low=1, high=32),
         "norm": Key("batch", "normalisation", choices=("batch", "instance")),
     },
     encoder=r"^(down_\d+|bottom)/",
@@ -55,7 +55,7 @@ SWIN_UNETR = Backbone(
     module="lsmfm_jax.models.swin_unetr:SwinUNETR",
     schema={
         "feature_size": Key(36, "width of the first stage, a multiple of 12", low=12),
-        "depths": Key((2, 2, 2, 2), "transformer blocks in each stage", low=1, length=4),
+        "depths": Key((2, 2, 2, 2), "transformer blocks in each stage", low=1, high=64, length=4),
         "num_heads": Key((3, 6, 12, 24), "attention heads in each stage", low=1, length=4),
         "window": Key(7, "attention window, tokens along each axis", low=2),
         "merging": Key(
