@@ -289,11 +289,19 @@ def test_a_file_that_fails_is_named_and_the_others_are_predicted(runs, tmp_path)
     save(tmp_path / "other.nii.gz", rng_volume((16, 16, 16)))
     save(tmp_path / "other_label.nii.gz", np.zeros((4, 4, 4), np.uint8))
     (tmp_path / "broken.nii.gz").write_bytes((tmp_path / "good.nii.gz").read_bytes()[:500])
-    with pytest.raises(PredictionError, match=r"2 of 3 files failed.*broken.*truncated.*other_label.*\(4, 4, 4\)"):
+    failed = r"2 of 3 files failed, the others are in .*broken.*truncated.*other_label.*\(4, 4, 4\)"
+    with pytest.raises(PredictionError, match=failed):
         predict(runs["segment"], [tmp_path], tmp_path / "out", print_line=lambda line: None)
     rows = {row["file"].rpartition("/")[2]: row for row in rows_of(tmp_path / "out" / "predictions.csv")}
     assert rows["good.nii.gz"]["error"] == "" and rows["good.nii.gz"]["foreground_frac"]
     assert "copy the file again" in rows["broken.nii.gz"]["error"]
+
+
+def test_where_all_files_fail_no_others_are_promised(runs, tmp_path):
+    for number in range(7):
+        (tmp_path / f"broken_{number}.npy").write_bytes(b"x")
+    with pytest.raises(PredictionError, match=r"7 of 7 files failed: .*broken_4.*; and 2 more$"):
+        predict(runs["segment"], [tmp_path], tmp_path / "out", print_line=lambda line: None)
 
 
 # --- runs that cannot predict ---

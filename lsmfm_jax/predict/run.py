@@ -23,6 +23,8 @@ from lsmfm_jax.scale import Levels
 from lsmfm_jax.store.captions import normalise_key
 from lsmfm_jax.volumes.read import VolumeError, VolumeInfo, read_single, write_nifti
 
+LISTED = 5  # failures in a message; the table has all
+
 
 def predict(
     checkpoint: pathlib.Path,
@@ -125,9 +127,10 @@ def write_cases(
     for line in summarise(rows, out):
         print_line(line)
     if failures:
-        raise PredictionError(
-            f"{len(failures)} of {len(cases)} files failed, the others are in {out}: {'; '.join(failures[:5])}"
-        )
+        others = f", the others are in {out}" if len(failures) < len(cases) else ""
+        more = f"; and {len(failures) - LISTED} more" if len(failures) > LISTED else ""
+        listed = "; ".join(failures[:LISTED])
+        raise PredictionError(f"{len(failures)} of {len(cases)} files failed{others}: {listed}{more}")
     print_line(f"{len(rows)} predictions and {TABLE} in {out}")
     return rows
 

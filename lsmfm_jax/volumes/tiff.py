@@ -83,6 +83,8 @@ def _quiet() -> Iterator[None]:
 
 def _choose(file: Any, wanted: int | None) -> tuple[Any, int]:
     every = file.series
+    if not every:
+        raise Unreadable("it holds no image", "copy the file again, or export it again")
     listed = "; ".join(
         f"{number}: {image.axes} {tuple(image.shape)} {image.dtype}" for number, image in enumerate(every[:LISTED])
     )
