@@ -102,6 +102,24 @@ def test_label_without_image_and_image_without_label(tmp_path):
         find_labelled(tmp_path, needs="_label")
 
 
+def test_predictions_beside_the_patches_are_no_patches(folder):
+    before = [file.name for file in find_labelled(folder, needs="_label")]
+    first, second = before[:2]
+    image = (folder / f"{first}.nii.gz").read_bytes()
+    for ending in ("_mask", "_prob", "_cp_masks"):
+        (folder / f"{first}{ending}.nii.gz").write_bytes(image)
+    assert [file.name for file in find_labelled(folder, needs="_label")] == before
+    # A patch without its label, though: the mask beside it may be the label, called by another name.
+    (folder / f"{second}_mask.nii.gz").write_bytes(image)
+    (folder / f"{second}_label.nii.gz").unlink()
+    with pytest.raises(LabelledDataError, match=rf"2 patches have no _label file .*{second}, {second}_mask"):
+        find_labelled(folder, needs="_label")
+    (folder / f"{second}_mask_label.nii.gz").write_bytes(image)
+    (folder / f"{second}.nii.gz").unlink()
+    (folder / f"{second}_blurred.nii.gz").unlink()
+    assert f"{second}_mask" in [file.name for file in find_labelled(folder, needs="_label")]
+
+
 def test_mask_of_another_shape_and_2d_image(tmp_path):
     write_patch(tmp_path, "a_0")
     write_nifti(tmp_path / "a_0_label.nii.gz", np.zeros((20, 20, 19), np.uint8), like=None)

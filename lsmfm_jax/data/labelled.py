@@ -20,6 +20,7 @@ from lsmfm_jax.store.captions import normalise_key
 from lsmfm_jax.store.layouts import COMPANIONS, SUFFIXES, stem
 from lsmfm_jax.store.manifest import PatchRow
 from lsmfm_jax.store.reader import PatchStore
+from lsmfm_jax.volumes.names import NO_IMAGES, without_ending
 
 VALIDATION_FOLDERS = ("val", "validation")
 
@@ -66,6 +67,8 @@ def find_labelled(
 ) -> list[LabelledFile]:
     """The patches of a folder and the folders one below, sorted by name.
 
+    Masks and predictions beside a patch that has what it needs are left out.
+
     Args:
         folder: where they are.
         needs: a companion that every patch must have: `_label`, `_blurred`, or empty for none.
@@ -95,10 +98,14 @@ def find_labelled(
             f"{len(alone)} files have no image beside them: {', '.join(alone[:5])}; add the image without "
             f"{' or '.join(COMPANIONS)} in its name, or move the file away"
         )
+    # Masks of other tools and earlier predictions, beside a patch that has what it needs.
+    of_patches = {name for name in images if needs and needs in companions.get(without_ending(name, NO_IMAGES), {})}
     found = [
         LabelledFile(name, path, companions.get(name, {}), _volume(name, volume_pattern))
         for name, path in images.items()
-        if path.name.startswith(prefix) and (not channels or _channel(name) in channels)
+        if (name not in of_patches or needs in companions.get(name, {}))
+        and path.name.startswith(prefix)
+        and (not channels or _channel(name) in channels)
     ]
     if not found:
         raise LabelledDataError(

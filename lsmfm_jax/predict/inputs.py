@@ -4,15 +4,14 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lsmfm_jax.data.mask_folders import MASK_ENDINGS, masks_in
+from lsmfm_jax.data.mask_folders import masks_in
 from lsmfm_jax.errors import LsmfmError
 from lsmfm_jax.store.layouts import SUFFIXES, stem
 from lsmfm_jax.tasks.declaration import FinetuneTask
 from lsmfm_jax.tasks.finetune_tasks import finetune_task
+from lsmfm_jax.volumes.names import NO_IMAGES
 
 BLURRED = "_blurred"
-# What `predict` writes and what labels are called: never taken for an image where a folder is named.
-_NO_IMAGES = (*MASK_ENDINGS, "_prob", "_deblurred")
 
 
 class PredictionError(LsmfmError, ValueError):
@@ -82,7 +81,7 @@ def _images_in(folder: pathlib.Path, task: FinetuneTask) -> tuple[list[pathlib.P
 
     def is_image(path: pathlib.Path) -> bool:
         name = stem(path)
-        if name.lower().endswith(_NO_IMAGES):
+        if name.lower().endswith(NO_IMAGES):
             return False
         if task.image_ending:
             return f"{name}{task.image_ending}" not in names
@@ -92,7 +91,7 @@ def _images_in(folder: pathlib.Path, task: FinetuneTask) -> tuple[list[pathlib.P
     if not images:
         raise PredictionError(
             f"{folder}: none of its {len(files)} volumes is an image; images end in {', '.join(SUFFIXES)}, and not in "
-            f"{', '.join(_NO_IMAGES)}"
+            f"{', '.join(NO_IMAGES)}"
         )
     return images, [path for path in files if path not in images]
 
@@ -101,7 +100,7 @@ def _sharp_volumes(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     if not folder.is_dir():
         raise PredictionError(f"--label-dir {folder}: not a folder; name the one that holds the sharp volumes")
     files = sorted(path for path in folder.iterdir() if path.name.lower().endswith(SUFFIXES))
-    return {stem(path): path for path in files if not stem(path).endswith((BLURRED, *_NO_IMAGES))}
+    return {stem(path): path for path in files if not stem(path).endswith((BLURRED, *NO_IMAGES))}
 
 
 def _truth(

@@ -13,13 +13,11 @@ import numpy as np
 
 from lsmfm_jax.data.mask_folders import masks_in
 from lsmfm_jax.errors import LsmfmError
-from lsmfm_jax.volumes.names import MASK_ENDINGS, SUFFIXES, printable, stem, volume_of
+from lsmfm_jax.volumes.names import NO_IMAGES, SUFFIXES, printable, stem, volume_of
 
 # Each method is one bit of a byte in the kit, and one of the keys 1 to 8.
 LARGEST_METHODS = 8
 LETTERS = string.ascii_uppercase
-# What `lsmfm predict` writes beside a mask: no image either.
-_NO_IMAGES = (*MASK_ENDINGS, "_prob", "_deblurred")
 _NAMED = 5
 
 
@@ -124,11 +122,11 @@ def _image_files(folder: pathlib.Path) -> list[pathlib.Path]:
     if not folder.is_dir():
         raise RankingError(f"--images {folder}: not a folder; name the one that holds the images")
     files = sorted(path for path in folder.iterdir() if path.name.lower().endswith(SUFFIXES) and path.name[0] != ".")
-    found = [path for path in files if not stem(path).lower().endswith(_NO_IMAGES)]
+    found = [path for path in files if not stem(path).lower().endswith(NO_IMAGES)]
     if not found:
         raise RankingError(
             f"--images {folder}: none of its {len(files)} volumes is an image; images end in {', '.join(SUFFIXES)}, "
-            f"and not in {', '.join(_NO_IMAGES)} before that"
+            f"and not in {', '.join(NO_IMAGES)} before that"
         )
     return found
 

@@ -55,6 +55,8 @@ MASK_ENDINGS = (
     ".seg",
     "_gt",
 )
+# What `lsmfm predict` writes beside them: in a folder of images none of these is an image.
+NO_IMAGES = (*MASK_ENDINGS, "_prob", "_deblurred")
 
 CROP_WORDS = (
     "tile",
