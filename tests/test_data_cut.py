@@ -12,10 +12,11 @@ from volume_files import imaris, ome_zarr
 from lsmfm_jax.cli import main
 from lsmfm_jax.store import cut as cutting
 from lsmfm_jax.store.captions import CaptionError
-from lsmfm_jax.store.cut import CutError, cut, volume_name
+from lsmfm_jax.store.cut import CutError, cut
 from lsmfm_jax.store.reader import PatchStore
 from lsmfm_jax.store.verify import verify_store
 from lsmfm_jax.volumes.lazy import LazyVolume
+from lsmfm_jax.volumes.names import volume_name
 from lsmfm_jax.volumes.open import open_volume, parse_box
 
 SIZE = (16, 16, 16)

@@ -58,8 +58,8 @@ def add(data: argparse._SubParsersAction) -> None:
 
 def volume_info(options: argparse.Namespace) -> int:
     """Prints what a volume is, and draws it small."""
-    from lsmfm_jax.store.cut import volume_name
     from lsmfm_jax.volumes.inspect import inspect, write_page
+    from lsmfm_jax.volumes.names import volume_name
 
     report = inspect(options.store, channel=options.channel, level=options.level, time=options.time, box=options.box)
     print(report.text)

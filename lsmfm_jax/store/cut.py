@@ -5,90 +5,23 @@ counts as foreground is a threshold that is measured on the volume (see `volumes
 evenly over the volume; those that a coarse map shows to be empty are left out before anything is read.
 """
 
-import dataclasses
-import hashlib
 import pathlib
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-
-import numpy as np
-from jaxtyping import Bool, Int
+from collections.abc import Callable, Sequence
 
 from lsmfm_jax.errors import LsmfmError
 from lsmfm_jax.files import read_sealed
 from lsmfm_jax.store.captions import load_captions, normalise_key, require_captions
-from lsmfm_jax.store.ingest import described, intensity_statistics
-from lsmfm_jax.store.manifest import PatchRow
+from lsmfm_jax.store.cut_channel import ChannelCut, CutRule, cut_channel
 from lsmfm_jax.store.reader import CAPTIONS, HEADER
 from lsmfm_jax.store.writer import StoreWriter
 from lsmfm_jax.volumes.lazy import Box, LazyVolume, Voxels
-from lsmfm_jax.volumes.names import SUFFIXES
+from lsmfm_jax.volumes.names import volume_name
 from lsmfm_jax.volumes.open import open_volume
 from lsmfm_jax.volumes.pictures import Panel, draw
-from lsmfm_jax.volumes.survey import CoarseMap, Survey, coarse_map, survey
-
-LAYOUT = "cut"
-ENDINGS = (
-    ".ome.zarr",
-    ".zarr",
-    ".n5",
-    ".precomputed",
-    ".h5",
-    ".hdf5",
-    ".hdf",
-    ".he5",
-    ".ims",
-    ".btf",
-    ".tf8",
-    *SUFFIXES,
-)
-# Patches that are read for one that is wanted, and places that are drawn in all, before giving up.
-READS_PER_PATCH = 40
-DRAWN_AT_ONCE = 2**12
-DRAWS = 50 * DRAWN_AT_ONCE
 
 
 class CutError(LsmfmError, ValueError):
     """Patches cannot be cut as asked."""
-
-
-@dataclasses.dataclass
-class ChannelCut:
-    """What was cut from one channel of one volume.
-
-    Attributes:
-        boxes: corners ZYX of all its patches that are in the store now, in voxels of the level; `added` are new.
-        read: patches that were read to find them.
-    """
-
-    path: str
-    volume: str
-    channel: int
-    survey: Survey
-    threshold: float
-    shape: Voxels
-    voxel_size_um: tuple[float, float, float] | None
-    map: CoarseMap
-    origin: Voxels
-    size: Voxels
-    wanted: int
-    boxes: list[Voxels] = dataclasses.field(default_factory=list)
-    added: int = 0
-    read: int = 0
-
-    def text(self) -> str:
-        """A line for people, and one on the rule of the foreground."""
-        known = len(self.boxes) - self.added
-        line = f"{self.volume}, channel {self.channel}: {self.added} patches added"
-        line += f", {known} known" if known else ""
-        if len(self.boxes) < self.wanted:
-            line += (
-                f"; {len(self.boxes)} of {self.wanted} found in {self.read} boxes that were read: lower "
-                "--min-foreground, --size or --threshold for more"
-            )
-        given = self.threshold != self.survey.threshold
-        rule = f"foreground is above {self.threshold:.6g} as given" if given else self.survey.rule()
-        return f"{line}\n  {rule}"
 
 
 def cut(
@@ -147,23 +80,12 @@ def cut(
     keys = {name: normalise_key(caption_key or name) for name in names}
     texts = {} if captions is None else _captions(captions, set(keys.values()), out)
     cuts = []
+    rule = CutRule(count, size, min_foreground_frac, threshold, seed)
     with StoreWriter(out) as writer:
         writer.add_captions(texts)
         for name, channels in opened.items():
             for volume in channels:
-                one = _cut_channel(
-                    volume,
-                    writer,
-                    name=name,
-                    source=source,
-                    time=time,
-                    caption_key=keys[name],
-                    count=count,
-                    size=size,
-                    min_foreground_frac=min_foreground_frac,
-                    threshold=threshold,
-                    seed=seed,
-                )
+                one = cut_channel(volume, writer, rule, name=name, source=source, caption_key=keys[name], time=time)
                 cuts.append(one)
                 if report is not None:
                     report(one)
@@ -188,141 +110,6 @@ def picture(cuts: Sequence[ChannelCut], png: str | pathlib.Path) -> None:
             )
         )
     draw(panels, png)
-
-
-def volume_name(path: str | pathlib.Path) -> str:
-    """Give the last part of a path or address without the ending of its format."""
-    name = str(path).split("?")[0].rstrip("/").replace("\\", "/").rpartition("/")[2]
-    ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
-    return name[: len(name) - len(ending)] or name
-
-
-def _cut_channel(
-    volume: LazyVolume,
-    writer: StoreWriter,
-    *,
-    name: str,
-    source: str,
-    time: int | None,
-    caption_key: str,
-    count: int,
-    size: Voxels,
-    min_foreground_frac: float,
-    threshold: float | None,
-    seed: int,
-) -> ChannelCut:
-    seen = survey(volume)
-    limit = seen.threshold if threshold is None else threshold
-    map_of_it = coarse_map(volume, time=time)
-    group = f"{source}/{name}"
-    known = {
-        row.origin: row
-        for row in writer.rows
-        if row.volume == group and row.channel == volume.channel and row.level == volume.level and row.origin
-    }
-    result = ChannelCut(
-        path=volume.path,
-        volume=group,
-        channel=volume.channel,
-        survey=seen,
-        threshold=limit,
-        shape=volume.shape,
-        voxel_size_um=volume.voxel_size_um,
-        map=map_of_it,
-        origin=volume.origin,
-        size=size,
-        wanted=count,
-    )
-    occupied = _Occupied(map_of_it, limit=limit, background=seen.background, least=min_foreground_frac)
-    rng = np.random.default_rng([seed, zlib.crc32(name.encode()), volume.channel, volume.level])
-    room = [have - wanted + 1 for have, wanted in zip(volume.shape, size, strict=True)]
-    shapes = {origin: row.shape for origin, row in known.items()}
-    for corner in _places(room, rng, occupied, size=size):
-        if len(shapes) >= count or result.read >= READS_PER_PATCH * count:
-            break
-        origin = (corner[0] + volume.origin[0], corner[1] + volume.origin[1], corner[2] + volume.origin[2])
-        if any(_overlap(origin, size, *other) for other in shapes.items()):
-            continue
-        z, y, x = (slice(start, start + length) for start, length in zip(corner, size, strict=True))
-        pixels = volume.read((z, y, x))
-        result.read += 1
-        foreground = float((pixels > limit).mean())
-        if foreground < min_foreground_frac or pixels.min() == pixels.max():
-            continue
-        if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-            continue
-        digest = hashlib.sha256(described(pixels)).hexdigest()
-        row = PatchRow(
-            id=_identity(group, volume, origin),
-            part="",
-            index=0,
-            source=source,
-            layout=LAYOUT,
-            volume=group,
-            channel=volume.channel,
-            caption_key=caption_key,
-            voxel_size_um=volume.voxel_size_um,
-            voxel_size_source=volume.voxel_size_source,
-            shape=pixels.shape,
-            dtype=str(pixels.dtype),
-            sha256=digest,
-            file=f"{volume_name(volume.path)} {origin}",
-            pixels_sha256=digest,
-            origin=origin,
-            level=volume.level,
-            foreground_frac=foreground,
-            threshold=limit,
-            volume_percentiles=seen.percentiles,
-            **intensity_statistics(pixels),
-        )
-        writer.add(pixels, row)
-        shapes[origin] = size
-        result.added += 1
-    result.boxes = list(shapes)
-    return result
-
-
-class _Occupied:
-    """Which places a coarse map leaves possible: the mean there must allow for the least foreground."""
-
-    def __init__(self, coarse: CoarseMap, *, limit: float, background: float, least: float) -> None:
-        self._cell, self._covers = coarse.cell, coarse.covers
-        # If that share of a patch is above the limit and the rest at the background, the mean is at least this;
-        # half of it, since levels of a pyramid are smoothed, rounded and shifted by a voxel.
-        self._least = background + 0.5 * least * max(0.0, limit - background)
-        self._sums = np.pad(coarse.mean.astype(np.float64), ((1, 0), (1, 0), (1, 0)))
-        for axis in range(3):
-            self._sums = self._sums.cumsum(axis=axis)
-
-    def possible(self, corners: Int[np.ndarray, "n 3"], size: Voxels) -> Bool[np.ndarray, " n"]:
-        if not self._covers:
-            return np.ones(len(corners), bool)
-        last = np.array(self._sums.shape) - 1
-        low = np.minimum((corners / self._cell).astype(int), last - 1)
-        high = np.clip(np.ceil((corners + size) / self._cell).astype(int), low + 1, last)
-        (z0, y0, x0), (z1, y1, x1), sums = low.T, high.T, self._sums
-        total = sums[z1, y1, x1] - sums[z0, y1, x1] - sums[z1, y0, x1] - sums[z1, y1, x0]
-        total += sums[z0, y0, x1] + sums[z0, y1, x0] + sums[z1, y0, x0] - sums[z0, y0, x0]
-        return total / (high - low).prod(axis=1) >= self._least
-
-
-def _places(
-    room: Sequence[int], rng: np.random.Generator, occupied: _Occupied, *, size: Voxels
-) -> Iterator[tuple[int, int, int]]:
-    """Corners drawn evenly, without those that the map shows to be empty."""
-    for _ in range(DRAWS // DRAWN_AT_ONCE):
-        corners = rng.integers(0, room, (DRAWN_AT_ONCE, 3))
-        yield from map(tuple, corners[occupied.possible(corners, size)].tolist())
-
-
-def _identity(group: str, volume: LazyVolume, origin: Voxels) -> str:
-    level = f"_level{volume.level}" if volume.level else ""
-    channel = f"#{volume.channel}" if volume.channels > 1 else ""
-    return f"{group}/z{origin[0]}_y{origin[1]}_x{origin[2]}{level}{channel}"
-
-
-def _overlap(a: Voxels, size_a: Voxels, b: Voxels, size_b: Voxels) -> bool:
-    return all(p < q + m and q < p + n for p, n, q, m in zip(a, size_a, b, size_b, strict=True))
 
 
 def _check(*, count: int, size: Voxels, min_foreground_frac: float) -> None:

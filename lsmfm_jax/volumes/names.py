@@ -26,6 +26,21 @@ from collections.abc import Iterable
 from lsmfm_jax.errors import LsmfmError
 
 SUFFIXES = (".nii.gz", ".nii", ".ome.tiff", ".ome.tif", ".tiff", ".tif", ".npy")
+# Formats of whole volumes, which are files, folders or addresses.
+VOLUME_ENDINGS = (
+    ".ome.zarr",
+    ".zarr",
+    ".n5",
+    ".precomputed",
+    ".h5",
+    ".hdf5",
+    ".hdf",
+    ".he5",
+    ".ims",
+    ".btf",
+    ".tf8",
+    *SUFFIXES,
+)
 # What lies beside an image under its own name is not another image.
 COMPANIONS = ("_label", "_blurred")
 # Name endings that mark a file as a mask of the patch named before, with the tools that write them; longer ones first.
@@ -168,6 +183,13 @@ def stem(path: pathlib.PurePath) -> str:
     name = path.name
     suffix = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
     return name[: len(name) - len(suffix)]
+
+
+def volume_name(path: str | pathlib.PurePath) -> str:
+    """Give the last part of a path or address without the ending of its format."""
+    name = str(path).split("?")[0].rstrip("/").replace("\\", "/").rpartition("/")[2]
+    ending = next((ending for ending in VOLUME_ENDINGS if name.lower().endswith(ending)), "")
+    return name[: len(name) - len(ending)] or name
 
 
 def without_ending(name: str, endings: tuple[str, ...] = MASK_ENDINGS) -> str:
