@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,21 +111,9 @@ def zero_shot(
     texts = text_encoder(weights, run)
     images = image_encoder(weights, run)
     question = _question(found, prompts)
-    print_line(
-        f"zero-shot by text with {weights.origin}: {len(found)} patches of {len(set(question.volumes))} volumes, "
-        f"{len(prompts)} classes, {len(question.prompt_classes)} prompts"
-        f"{f'; {left_out} patches of other classes left out' if left_out else ''}"
-    )
-    absent = [name for k, name in enumerate(question.names) if k not in question.truth]
-    if absent:
-        print_line(f"classes without a patch, which can only be wrong answers: {', '.join(absent)}")
     trained = _trained_on(run, found)
-    if trained is None:
-        print_line("the run does not record which patches it trained on: these may be among them")
-    elif trained:
-        print_line(
-            f"{trained} of these patches are among those that the run trained on: its score on others may be lower"
-        )
+    for line in _heading(question, weights.origin, left_out=left_out, trained=trained):
+        print_line(line)
     networks = [(images, texts)]
     draw = random_network(weights, run)
     for params, batch_stats in map(draw, range(random_draws)):
@@ -189,6 +177,22 @@ def _question(files: Sequence[LabelledFile], prompts: Mapping[str, Sequence[str]
         mine, own = np.flatnonzero(truth == k), np.flatnonzero(prompt_classes == k)
         paired[mine] = own[np.arange(len(mine)) % len(own)]
     return Question(names, truth, tuple(file.volume for file in files), prompt_classes, paired)
+
+
+def _heading(question: Question, origin: str, *, left_out: int, trained: int | None) -> Iterator[str]:
+    """What is judged, and what a reader of the scores must know."""
+    yield (
+        f"zero-shot by text with {origin}: {len(question.truth)} patches of {len(set(question.volumes))} volumes, "
+        f"{len(question.names)} classes, {len(question.prompt_classes)} prompts"
+        f"{f'; {left_out} patches of other classes left out' if left_out else ''}"
+    )
+    absent = [name for k, name in enumerate(question.names) if k not in question.truth]
+    if absent:
+        yield f"classes without a patch, which can only be wrong answers: {', '.join(absent)}"
+    if trained is None:
+        yield "the run does not record which patches it trained on: these may be among them"
+    elif trained:
+        yield f"{trained} of these patches are among those that the run trained on: its score on others may be lower"
 
 
 def _trained_on(run: pathlib.Path, files: Sequence[LabelledFile]) -> int | None:
