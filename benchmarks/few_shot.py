@@ -80,6 +80,13 @@ def _named(start: str) -> tuple[str, str]:
     return name, ";".join([weights, *keys])
 
 
+def _without_place(start: str) -> str:
+    """A start as the command line gives it, but for the folder in which its run lies: NAME=RUN;KEY=VALUE."""
+    first, *keys = start.split(";")
+    name, equals, weights = first.partition("=")
+    return ";".join([name + equals + pathlib.PurePath(weights).name, *keys])
+
+
 def judge(options: Any, predictions: pathlib.Path, table: pathlib.Path) -> dict[str, Scores]:
     """Scores of every patch, by method, from the table of `lsmfm evaluate`."""
     if not table.exists():
@@ -260,8 +267,9 @@ def main() -> None:
     facts["command"] = "benchmarks/few_shot.py"
     settings = {
         key: getattr(options, key)
-        for key in ("train", "validate", "test", "seeds", "config", "start", "foreground", "ignore", "overrides")
+        for key in ("train", "validate", "test", "seeds", "config", "foreground", "ignore", "overrides")
     }
+    settings["start"] = [_without_place(start) for start in options.start]
     outcome.finish({**facts, "settings": settings, "methods": methods}, options.json)
 
 
