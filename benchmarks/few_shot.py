@@ -254,7 +254,7 @@ def main() -> None:
         "--start", action="append", required=True, metavar="METHOD[=RUN][;KEY=VALUE]", help="without a run: scratch"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--config", default="configs/segment_unet.py:cpu")
+    parser.add_argument("--config", default="segment_unet:cpu")
     parser.add_argument("--network-alone", action="store_true", help="judge it without the regression of voxels, too")
     parser.add_argument("--foreground", nargs="*", type=int, default=(), help="label values that are foreground")
     parser.add_argument("--ignore", nargs="*", type=int, default=(), help="label values that count nowhere")
