@@ -18,6 +18,7 @@ the whole.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -37,8 +38,8 @@ DEVIATIONS = (-3.0, 12.0)
 TISSUE_OCTAVES = 1.0
 # Below this share of tissue around a voxel the level of the whole volume stands in for the local one.
 LEAST_SHARE = 0.05
-# The background is drawn for so many voxels at a time.
-BACKGROUND_VOXELS = 2**20
+# Tiles are scaled so many voxels at a time, which stay in the processor's cache from one operation to the next.
+_VOXELS_AT_A_TIME = 2**17
 
 # Sums and counts of each block while a volume is read, then maps of means, tissue and background made of them.
 _SURVEY_BYTES_A_BLOCK = 64
@@ -132,25 +133,26 @@ class Levels:
             origin: where in the volume its first voxel is.
             clip: to [0, 1].
         """
+        scaled = np.empty(tile.shape, np.float32)
+        rows = max(1, _VOXELS_AT_A_TIME // max(1, math.prod(tile.shape[1:])))
+        for first in range(0, len(tile), rows):
+            some = scaled[first : first + rows]
+            self._scale(tile[first : first + rows], (origin[0] + first, *origin[1:]), some)
+            if clip:
+                np.clip(some, 0.0, 1.0, out=some)
+        return scaled
+
+    def _scale(self, tile: Volume, origin: Sequence[int], scaled: Float[np.ndarray, "z y x"]) -> None:
+        """Writes a scaled tile."""
         if self.scale.name in ("percentile", "z_score"):
-            span = self.high - self.low if self.high > self.low else 1.0
-            scaled = tile.astype(np.float32)
-            scaled -= np.float32(self.low)
-            scaled /= np.float32(span)
+            scaled[...] = tile
+            low, span = self.low, self.high - self.low if self.high > self.low else 1.0
         else:
-            low, high = OCTAVES
-            scaled = log_counts(tile, self.scale.offset_counts)
-            if self.background is None:
-                scaled -= np.float32(self.level)
-            else:
-                # A few planes at a time: a background of the tile's size would take several times its memory.
-                rows = max(1, BACKGROUND_VOXELS // max(1, math.prod(tile.shape[1:])))
-                for first in range(0, len(scaled), rows):
-                    some = scaled[first : first + rows]
-                    some -= self._around(some.shape, (origin[0] + first, *origin[1:]))
-            scaled -= np.float32(low)
-            scaled /= np.float32(high - low)
-        return np.clip(scaled, 0.0, 1.0, out=scaled) if clip else scaled
+            scaled[...] = log_counts(tile, self.scale.offset_counts)
+            scaled -= np.float32(self.level) if self.background is None else self._around(tile.shape, origin)
+            low, span = OCTAVES[0], OCTAVES[1] - OCTAVES[0]
+        scaled -= np.float32(low)
+        scaled /= np.float32(span)
 
     def facts(self) -> dict[str, Any]:
         """All but the background, in plain numbers; `levels_of` puts both together again."""
@@ -180,11 +182,23 @@ class Levels:
 
 def log_counts(counts: Num[np.ndarray, "..."], offset_counts: float) -> Float[np.ndarray, "..."]:
     """log2 of counts above the camera's offset, of at least one count; float32."""
+    if counts.dtype in (np.uint8, np.uint16):
+        # Looked up: a third of the time of computing it for each voxel.
+        return _table_of_logs(offset_counts)[counts]
+    return _logs(counts, offset_counts)
+
+
+def _logs(counts: Num[np.ndarray, "..."], offset_counts: float) -> Float[np.ndarray, "..."]:
     # In place, as tiles of brains are large.
     logs = counts.astype(np.float32)
     logs -= np.float32(offset_counts)
     np.maximum(logs, 1.0, out=logs)
     return np.log2(logs, out=logs)
+
+
+@functools.lru_cache(maxsize=4)
+def _table_of_logs(offset_counts: float) -> Float[np.ndarray, "65536"]:
+    return _logs(np.arange(2**16), offset_counts)
 
 
 def levels_of(facts: dict[str, Any], background: Map | None) -> Levels:
@@ -218,12 +232,12 @@ class Survey:
 
     def add(self, tile: Volume, origin: Sequence[int] = (0, 0, 0)) -> None:
         """Takes the raw counts of a tile into account, `origin` being its first voxel's place in the volume."""
-        counts = tile.astype(np.float32)
-        logs = counts if self.scale.name == "z_score" else log_counts(counts, self.scale.offset_counts)
+        z_score = self.scale.name == "z_score"
+        logs = tile.astype(np.float32) if z_score else log_counts(tile, self.scale.offset_counts)
         where, sums = _block_sums(logs, origin, self.block)
         self._sums[where] += sums
         self._counts[where] += _block_sums(np.ones((1, 1, 1)), origin, self.block, shape=tile.shape)[1]
-        if self.scale.name == "z_score":
+        if z_score:
             self._squares[where] += _block_sums(logs.astype(np.float64) ** 2, origin, self.block)[1]
 
     def levels(self) -> Levels:
