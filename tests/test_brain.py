@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from lsmfm_jax.cli import main
 from lsmfm_jax.predict.background import ahead
-from lsmfm_jax.predict.blocks import make_grid, make_layers, read_layers, sweep
+from lsmfm_jax.predict.blocks import make_grid, make_layers, read_layers
 from lsmfm_jax.predict.brain import plan_brain, predict_brain
 from lsmfm_jax.predict.brain_settings import BrainSettings
 from lsmfm_jax.predict.inputs import PredictionError
@@ -19,6 +19,7 @@ from lsmfm_jax.predict.output import MASK, PROBABILITY, deblurred, shard_file
 from lsmfm_jax.predict.plan import make_plan, parse_bytes
 from lsmfm_jax.predict.shards import part_of, read_record
 from lsmfm_jax.predict.statistics import CELL, VolumeStatistics, measure
+from lsmfm_jax.predict.sweep import sweep
 from lsmfm_jax.predict.tissue import TissueMask
 from lsmfm_jax.predict.windows import blend_windows
 from lsmfm_jax.scale import SCALES, Scale
@@ -99,7 +100,8 @@ def test_blocks_of_any_grid_give_the_result_of_the_whole(seed):
             assert np.isnan(found[first:last, box[1], box[2]]).all(), "each plane once"
             found[first:last, box[1], box[2]] = 0 if values is None else values
 
-        tiles = ahead(read_layers(volume, lambda tile, where: tile.astype(np.float32), grid=grid, layers=layers))
+        prepare = lambda tile, where: tile.astype(np.float32)  # noqa: E731
+        tiles = ahead(read_layers(volume, prepare, grid=grid, layers=layers, box=box))
         sweep(_not_shift_invariant, tiles, grid=grid, layers=layers, box=box, batch_size=2, emit=emit)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 

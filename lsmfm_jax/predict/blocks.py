@@ -1,4 +1,4 @@
-"""A function of windows applied to a part of a volume, layer of windows by layer, as `blend_windows` does to all.
+"""The windows of a part of a volume, layer by layer, and the voxels that they see; `sweep` applies a network to them.
 
 Windows stand on the grid of the whole volume, whatever part is computed, so the result does not depend on how the
 volume is divided. A part is swept along Z: planes that no later window touches are given away at once, so the
@@ -12,16 +12,11 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from lsmfm_jax.predict.statistics import CELL, Box, Readable
-from lsmfm_jax.predict.windows import Size, WindowFunction, window_grid
-
-# (first plane, plane after the last, their values or None where all are zero)
-Emit = Callable[[int, int, np.ndarray | None], None]
+from lsmfm_jax.predict.windows import Size, window_grid
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,31 +82,52 @@ def layers_of(layers: Sequence[Layer], grid: Grid, start: int, stop: int) -> lis
     return [layer for layer in layers if layer.start < last and layer.start + grid.window[0] > first]
 
 
+def around(grid: Grid, box: Box) -> tuple[slice, slice]:
+    """The Y and X, in the padded volume, of all windows that touch a box, wanted or not."""
+    spans = []
+    for axis in (1, 2):
+        first, last = box[axis].start + grid.before[axis], box[axis].stop + grid.before[axis]
+        touching = [start for start in grid.axes[axis] if start < last and start + grid.window[axis] > first]
+        spans.append(slice(min(touching), max(touching) + grid.window[axis]))
+    return spans[0], spans[1]
+
+
 def read_layers(
     volume: Readable,
     prepare: Callable[[np.ndarray, Box], Float[np.ndarray, "z y x"]],
     *,
     grid: Grid,
     layers: Sequence[Layer],
-) -> Iterator[tuple[Float[np.ndarray, "z y x"], tuple[int, int]]]:
-    """For each layer, the prepared voxels of its windows, and the Y and X at which they begin.
+    box: Box,
+) -> Iterator[Float[np.ndarray, "z y x"]]:
+    """For each layer, the prepared voxels `around` the box, zero where none of the layer's windows looks.
 
-    Planes are read once for all layers that need them, in whole chunks of the volume.
+    All tiles of a box have one shape, so that the device compiles for one. Planes are read once for all layers that
+    need them, in whole chunks of the volume.
     """
     spans = [_span(grid, axis, [start for layer in layers for start in _starts(layer, axis)]) for axis in (1, 2)]
-    planes = _Planes(volume, *spans)
+    planes, frame = _Planes(volume, *spans), around(grid, box)
+    missing = [max(0, side - size) for side, size in zip(grid.window, grid.shape, strict=True)]
     for layer in layers:
         ends = [_span(grid, axis, _starts(layer, axis)) for axis in range(3)]
         raw = planes.read(ends[0].start, ends[0].stop)
         inside = [
             slice(end.start - span.start, end.stop - span.start) for end, span in zip(ends[1:], spans, strict=True)
         ]
-        tile = prepare(raw[:, inside[0], inside[1]], (ends[0], ends[1], ends[2]))
-        missing = [max(0, side - size) for side, size in zip(grid.window, grid.shape, strict=True)]
+        seen = prepare(raw[:, inside[0], inside[1]], (ends[0], ends[1], ends[2]))
         if any(missing):
             widths = [(start, amount - start) for start, amount in zip(grid.before, missing, strict=True)]
-            tile = np.pad(tile, widths, mode="reflect")
-        yield tile, (min(_starts(layer, 1)), min(_starts(layer, 2)))
+            seen = np.pad(seen, widths, mode="reflect")
+        corner = [min(_starts(layer, axis)) - span.start for axis, span in zip((1, 2), frame, strict=True)]
+        shape = (len(seen), *(span.stop - span.start for span in frame))
+        if seen.shape == shape:
+            yield seen
+        else:
+            tile = np.zeros(shape, np.float32)
+            tile[:, corner[0] : corner[0] + seen.shape[1], corner[1] : corner[1] + seen.shape[2]] = seen
+            yield tile
+        # Not kept while the next one is made.
+        del seen
 
 
 def _starts(layer: Layer, axis: int) -> list[int]:
@@ -145,89 +161,3 @@ class _Planes:
             kept = np.concatenate([kept, new]) if len(kept) else new
         self._start, self._kept = start, kept
         return kept[: stop - start]
-
-
-@jax.jit
-def _weighted(
-    maps: Float[Array, "b z y x"], z: Float[Array, "b z"], y: Float[Array, "b y"], x: Float[Array, "b x"]
-) -> Float[Array, "b z y x"]:
-    return maps.astype(jnp.float32) * (z[:, :, None, None] * y[:, None, :, None] * x[:, None, None, :])
-
-
-def sweep(
-    network: WindowFunction,
-    tiles: Iterator[tuple[np.ndarray, tuple[int, int]]],
-    *,
-    grid: Grid,
-    layers: Sequence[Layer],
-    box: Box,
-    batch_size: int,
-    emit: Emit,
-) -> None:
-    """Blends the windows of a box and gives its planes away, in order and each once.
-
-    Args:
-        network: prepared windows (B, Z, Y, X) to maps of the same shape.
-        tiles: of `read_layers`, for the same layers.
-        grid: of the volume.
-        layers: all that touch the box and are wanted.
-        box: of the volume.
-        batch_size: windows on the device at a time; the next batch is computed while one is added up.
-        emit: is given planes of the box, in voxels of the volume; the array is its own.
-    """
-    shift = grid.before[0]
-    planes = [slice(one.start + offset, one.stop + offset) for one, offset in zip(box, grid.before, strict=True)]
-    blended = np.zeros((grid.window[0], planes[1].stop - planes[1].start, planes[2].stop - planes[2].start), np.float32)
-    given = planes[0].start
-
-    def give(stop: int, values: np.ndarray | None) -> int:
-        stop = min(max(stop, given), planes[0].stop)
-        if stop > given:
-            emit(given - shift, stop - shift, values)
-        return stop
-
-    for number, (layer, (tile, corner)) in enumerate(zip(layers, tiles, strict=True)):
-        given = give(layer.start, None)
-        for windows, maps in _maps(network, tile, corner, grid=grid, layer=layer, batch_size=batch_size):
-            for (y, x), one in zip(windows, maps, strict=True):
-                to_y, from_y = _overlap(y, grid.window[1], planes[1])
-                to_x, from_x = _overlap(x, grid.window[2], planes[2])
-                blended[:, to_y, to_x] += one[:, from_y, from_x]
-        del tile
-        last = number + 1 == len(layers)
-        done = layer.start + grid.window[0] if last else min(layers[number + 1].start, layer.start + grid.window[0])
-        first, stop = given - layer.start, min(done, planes[0].stop) - layer.start
-        if stop > first >= 0:
-            given = give(done, blended[first:stop].copy())
-        moved = done - layer.start
-        blended[: len(blended) - moved] = blended[moved:]
-        blended[len(blended) - moved :] = 0.0
-    give(planes[0].stop, None)
-
-
-def _overlap(start: int, window: int, inside: slice) -> tuple[slice, slice]:
-    """What a window shares with a part of an axis, counted from the part's start and from its own."""
-    first, last = max(start, inside.start), min(start + window, inside.stop)
-    return slice(first - inside.start, last - inside.start), slice(first - start, last - start)
-
-
-def _maps(
-    network: WindowFunction, tile: np.ndarray, corner: tuple[int, int], *, grid: Grid, layer: Layer, batch_size: int
-) -> Iterator[tuple[Sequence[tuple[int, int]], np.ndarray]]:
-    """Weighted maps of a layer's windows; the device works on one batch while the one before is used."""
-    _, height, width = grid.window
-    z_axis, y_axis, x_axis = grid.axes
-    waiting = None
-    for first in range(0, len(layer.windows), batch_size):
-        these = layer.windows[first : first + batch_size]
-        # The last batch is filled up, so that it is no new shape to compile.
-        filled = [*these, *[these[-1]] * (batch_size - len(these))]
-        windows = np.stack(
-            [tile[:, y - corner[0] : y - corner[0] + height, x - corner[1] : x - corner[1] + width] for y, x in filled]
-        )
-        shares = ([z_axis[layer.start]] * len(filled), [y_axis[y] for y, _ in filled], [x_axis[x] for _, x in filled])
-        maps = _weighted(network(windows), *(np.array(along, np.float32) for along in shares))
-        if waiting is not None:
-            yield waiting[0], np.asarray(waiting[1])[: len(waiting[0])]
-        waiting = (these, maps)
-    yield waiting[0], np.asarray(waiting[1])[: len(waiting[0])]

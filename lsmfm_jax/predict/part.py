@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from lsmfm_jax.predict.background import Behind, ahead
-from lsmfm_jax.predict.blocks import Layer, layers_of, make_grid, make_layers, read_layers, sweep
+from lsmfm_jax.predict.blocks import Layer, layers_of, make_grid, make_layers, read_layers
 from lsmfm_jax.predict.brain_settings import BrainSettings
 from lsmfm_jax.predict.memory import give_back
 from lsmfm_jax.predict.network import Predictor
@@ -19,6 +19,7 @@ from lsmfm_jax.predict.progress import Progress, duration
 from lsmfm_jax.predict.shards import Record, clear, damage, mark_done, part_of, read_mark
 from lsmfm_jax.predict.skipping import wanted_cells, zero_outside
 from lsmfm_jax.predict.statistics import CELL, Box, Readable, VolumeStatistics, narrowed
+from lsmfm_jax.predict.sweep import sweep
 from lsmfm_jax.predict.tissue import TissueMask
 from lsmfm_jax.volumes.lazy import LazyVolume
 
@@ -139,7 +140,7 @@ class Part:
             return self.predictor.prepare(tile, where, levels)
 
         rows = _Rows(self, box, missing, timed)
-        tiles = ahead(read_layers(timed, prepare, grid=self.grid, layers=layers))
+        tiles = ahead(read_layers(timed, prepare, grid=self.grid, layers=layers, box=there))
         with Behind() as behind:
 
             def emit(first: int, last: int, values: np.ndarray | None) -> None:

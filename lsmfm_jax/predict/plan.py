@@ -117,7 +117,7 @@ def make_plan(
             plane, halo_plane = task[1] * task[2], max(tile[1], window[1]) * max(tile[2], window[2])
             raw = (window[0] + 2 * min(chunk_rows, window[0])) * halo_plane * itemsize * 2
             prepared = 3 * window[0] * halo_plane * 4
-            blended = 4 * window[0] * plane * 4
+            blended = (2 * halo_plane + 2 * plane) * window[0] * 4
             written = 2 * fitting[0] * plane * output_bytes
             return BASE_BYTES + network_bytes + raw + prepared + blended + written
 
