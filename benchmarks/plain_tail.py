@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 from lsmfm_jax.losses import pretrain as losses
 from lsmfm_jax.models import BACKBONES
 from lsmfm_jax.models.backbone import Trunk
-from lsmfm_jax.models.precision import add_bias
 from lsmfm_jax.models.swin_unetr import SwinUNETR
+from lsmfm_jax.precision import add_bias
 
 
 class PlainSwinUNETR(SwinUNETR):

@@ -42,6 +42,7 @@ def test_every_variant_of_every_recipe_is_valid(recipe):
         ("--config.train.batch_size=0", r"train\.batch_size: 0; at least 1"),
         ("--config.mask.ratio=1.5", r"mask\.ratio: 1\.5; at most 1"),
         ("--config.model.name=vit", r"model\.name: 'vit'; allowed: unet, swin_unetr"),
+        ("--config.model.dtype=float64", r"model\.dtype: 'float64'; allowed: float32, bfloat16"),
         ("--config.mask.block_sizes=(5,)", r"mask\.block_sizes: 5 does not divide"),
         ("--config.train.accumulate_steps=3", r"accumulate_steps: 3 does not divide train\.batch_size 16"),
         ("--config.data.input_size=(60, 64, 64)", r"data\.input_size: .*multiple of 8"),

@@ -14,6 +14,7 @@ LEAVES = {
     "augment",
     "appearance",
     "resample",
+    "precision",
     "scale",
     "volumes",
     "store",
@@ -26,7 +27,9 @@ ALLOWED = {
     "files": set(),
     **{room: {"config"} for room in LEAVES},
     # What a backbone declares of itself; no module of it is imported (see test_declarations.py).
-    "models": {"keys"},
+    "models": {"keys", "precision"},
+    "losses": {"config", "precision"},
+    "precision": set(),
     "config": {"keys", "models"},
     "augment": {"resample"},
     "appearance": {"resample"},

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int, Num
 
 from lsmfm_jax.config.schema import CLASS_WEIGHTS
 from lsmfm_jax.errors import InputError
+from lsmfm_jax.precision import widen
 
 
 def class_weights(counts: Int[np.ndarray, " k"], *, method: str, beta: float = 0.999) -> Float[np.ndarray, " k"]:
@@ -47,7 +48,7 @@ def class_weights(counts: Int[np.ndarray, " k"], *, method: str, beta: float = 0
 
 def cross_entropy(logits: Num[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
     """Cross-entropy of the softmax of `logits` for each sample, float32; labels are class numbers, 0 to K - 1."""
-    return -jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)), labels[:, None], axis=1)[:, 0]
+    return -jnp.take_along_axis(jax.nn.log_softmax(widen(logits)), labels[:, None], axis=1)[:, 0]
 
 
 def shares_by_class(weights_of_classes: Num[Array, " k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:

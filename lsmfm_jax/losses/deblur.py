@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from lsmfm_jax.config.schema import SSIM_WINDOW
 from lsmfm_jax.errors import InputError
+from lsmfm_jax.precision import widen
 
 Volumes = Float[Array, "b z y x 1"]
 PerSample = Float[Array, " b"]
@@ -20,7 +21,7 @@ _VOXELS = (1, 2, 3, 4)
 
 def absolute_error(prediction: Volumes, target: Volumes) -> PerSample:
     """Mean absolute difference over voxels."""
-    return jnp.mean(jnp.abs(_float32(prediction) - _float32(target)), _VOXELS)
+    return jnp.mean(jnp.abs(widen(prediction) - widen(target)), _VOXELS)
 
 
 def ssim(
@@ -57,7 +58,7 @@ def ssim(
             f"SSIM needs at least {window} voxels along every axis, the volumes are {prediction.shape[1:4]} "
             "(ZYX): use larger patches, or a smaller window"
         )
-    x, y = _float32(prediction)[..., 0], _float32(target)[..., 0]
+    x, y = widen(prediction)[..., 0], widen(target)[..., 0]
     blurred = _gaussian_windows(jnp.stack([x, y, x * x, y * y, x * y]), window=window, sigma=sigma)
     mean_x, mean_y, square_x, square_y, product = blurred
     luminance_floor, contrast_floor = (k1 * data_range) ** 2, (k2 * data_range) ** 2
@@ -98,8 +99,8 @@ def edge_error(prediction: Volumes, target: Volumes) -> PerSample:
     """
     total = jnp.zeros(prediction.shape[0], jnp.float32)
     for axis in (1, 2, 3):
-        strength = jnp.abs(jnp.diff(_float32(prediction), axis=axis))
-        wanted = jnp.abs(jnp.diff(_float32(target), axis=axis))
+        strength = jnp.abs(jnp.diff(widen(prediction), axis=axis))
+        wanted = jnp.abs(jnp.diff(widen(target), axis=axis))
         total = total + jnp.mean(jnp.abs(strength - wanted), _VOXELS)
     return total
 
@@ -111,7 +112,7 @@ def high_frequency_error(prediction: Volumes, target: Volumes) -> PerSample:
     make brightness itself look like detail.
     """
     # Linear in the volume, so the difference goes through once.
-    difference = _float32(prediction) - _float32(target)
+    difference = widen(prediction) - widen(target)
     return jnp.mean(jnp.abs(difference - _box_mean(difference)), _VOXELS)
 
 
@@ -163,7 +164,3 @@ def deblur_terms(
         + high_frequency_weight * terms["high_frequency"]
     )
     return {"loss": loss, **terms}
-
-
-def _float32(volumes: Float[Array, "..."]) -> Float[Array, "..."]:
-    return volumes.astype(jnp.float32)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from lsmfm_jax.precision import wide_type, widen
+
 Tail = tuple[Float[Array, "f d"], Float[Array, " d"]]
 
 # The floor that torch.nn.functional.normalize puts under a norm.
@@ -23,10 +25,10 @@ def dense_features(values: Float[Array, "*n f"], tail: Tail | None) -> Float[Arr
     Products run in the values' own dtype (bfloat16 on the matrix units) and accumulate in float32.
     """
     if tail is None:
-        return values.astype(jnp.float32)
+        return widen(values)
     kernel, bias = tail
-    product = jnp.matmul(values, kernel.astype(values.dtype), precision=EXACT, preferred_element_type=jnp.float32)
-    return product + bias.astype(jnp.float32)
+    product = jnp.matmul(values, kernel.astype(values.dtype), precision=EXACT, preferred_element_type=wide_type(values))
+    return product + widen(bias)
 
 
 def inverse_norms(values: Float[Array, "*n f"], tail: Tail | None) -> Float[Array, "*n"]:
@@ -36,13 +38,13 @@ def inverse_norms(values: Float[Array, "*n f"], tail: Tail | None) -> Float[Arra
     Where the norm is below `SMALLEST_NORM` the result is 0, so that a voxel without features has normalised
     features and gradients of zero; torch divides by the floor there, which multiplies gradients by 1e12.
     """
-    wide = values.astype(jnp.float32)
+    wide = widen(values)
     if tail is None:
         square = jnp.sum(wide * wide, axis=-1)
     else:
         # Rounded as the features themselves are, so that normalised features have norm one in bfloat16 too.
-        kernel = tail[0].astype(values.dtype).astype(jnp.float32)
-        bias = tail[1].astype(jnp.float32)
+        kernel = widen(tail[0].astype(values.dtype))
+        bias = widen(tail[1])
         gram = jnp.matmul(kernel, kernel.T, precision=EXACT)
         cross = jnp.matmul(kernel, bias, precision=EXACT)
         linear = jnp.matmul(wide, gram, precision=EXACT) + 2.0 * cross
@@ -58,11 +60,10 @@ def mean_normalised_features(values: Float[Array, "b z y x f"], tail: Tail | Non
     """
     inverse = inverse_norms(values, tail)
     voxels = inverse[0].size
-    mean = jnp.einsum("bzyxf,bzyx->bf", values.astype(jnp.float32), inverse, precision=EXACT) / voxels
+    mean = jnp.einsum("bzyxf,bzyx->bf", widen(values), inverse, precision=EXACT) / voxels
     if tail is None:
         return mean
-    kernel, bias = (part.astype(jnp.float32) for part in tail)
-    kernel = kernel.astype(values.dtype).astype(jnp.float32)
+    kernel, bias = widen(tail[0].astype(values.dtype)), widen(tail[1])
     mean_inverse = inverse.mean(axis=(1, 2, 3))
     return jnp.matmul(mean, kernel, precision=EXACT) + mean_inverse[:, None] * bias
 

@@ -20,6 +20,7 @@ from lsmfm_jax.losses.linear_tail import (
     rows_per_slab,
     split_rows,
 )
+from lsmfm_jax.precision import wide_type, widen
 
 __all__ = [
     "DistillationSums",
@@ -83,7 +84,7 @@ def distillation(
         log_student = normalised_log_softmax(student_slab, student_tail, student_temperature)
         log_teacher = normalised_log_softmax(teacher_slab, teacher_tail, teacher_temperature)
         probability = jnp.exp(log_teacher)
-        weight = mask_slab.astype(jnp.float32)
+        weight = mask_slab.astype(probability.dtype)
         divergence = jnp.sum(probability * (log_teacher - log_student), axis=-1) * weight
         entropy = -jnp.sum(probability * log_teacher, axis=-1) * weight
         # Z is kept to the end: were it summed here, a mesh that shards Z would reduce once a slab.
@@ -96,10 +97,11 @@ def distillation(
 
     batch, depth = mask.shape[:2]
     channels = student.shape[-1] if student_tail is None else student_tail[0].shape[-1]
+    sum_type = wide_type(student, teacher)
     start = (
-        jnp.zeros((batch, depth)),
-        jnp.zeros((batch, depth)),
-        jnp.zeros((batch, depth, channels)),
+        jnp.zeros((batch, depth), sum_type),
+        jnp.zeros((batch, depth), sum_type),
+        jnp.zeros((batch, depth, channels), sum_type),
     )
     rows = rows_per_slab(mask.shape[1:], slab_voxels)
     slabs = tuple(split_rows(array, rows) for array in (student, teacher, mask))
@@ -140,7 +142,7 @@ def reconstruction_l1(
 
     Source: paper, "Pretraining Objective", term (2).
     """
-    error = jnp.abs(prediction.astype(jnp.float32) - target.astype(jnp.float32))[..., 0]
+    error = jnp.abs(widen(prediction) - widen(target))[..., 0]
     return jnp.sum(jnp.where(mask, error, 0.0), axis=(1, 2, 3))
 
 
@@ -180,11 +182,11 @@ def contrastive(
     al. 2020, with the sum outside the log.
     """
     batch = image.shape[0]
-    weight = jnp.ones(batch) if weight is None else weight.astype(jnp.float32)
+    weight = jnp.ones(batch, wide_type(image)) if weight is None else widen(weight)
     same = jnp.eye(batch, dtype=bool) if keys is None else keys[:, None] == keys[None, :]
     target = same * weight[None, :]
     target = target / jnp.maximum(target.sum(axis=1, keepdims=True), jnp.finfo(jnp.float32).tiny)
-    logits = logit_scale * jnp.matmul(image.astype(jnp.float32), text.astype(jnp.float32).T, precision=EXACT)
+    logits = logit_scale * jnp.matmul(widen(image), widen(text).T, precision=EXACT)
 
     def one_way(scores: Float[Array, "b b"]) -> Float[Array, ""]:
         scores = jnp.where(weight[None, :] > 0, scores, jnp.finfo(jnp.float32).min)

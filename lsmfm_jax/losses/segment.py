@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Num, Shaped
 
 from lsmfm_jax.config.schema import SEGMENTATION_LOSSES
 from lsmfm_jax.errors import InputError
+from lsmfm_jax.precision import widen
 
 Volumes = Num[Array, "b z y x 1"]
 Annotated = Shaped[Array, "b z y x 1"] | None
@@ -47,8 +48,8 @@ def dice(logits: Volumes, target: Volumes, *, annotated: Annotated = None, smoot
 
     `1 - (2 sum(p t) + smooth) / (sum(p) + sum(t) + smooth)`, the sums over the voxels of a sample.
     """
-    probability = _only(jax.nn.sigmoid(logits.astype(jnp.float32)), annotated)
-    target = _only(target.astype(jnp.float32), annotated)
+    probability = _only(jax.nn.sigmoid(widen(logits)), annotated)
+    target = _only(widen(target), annotated)
     overlap = jnp.sum(probability * target, _VOXELS)
     sizes = jnp.sum(probability, _VOXELS) + jnp.sum(target, _VOXELS)
     return 1.0 - (2.0 * overlap + smooth) / (sizes + smooth)
@@ -71,8 +72,8 @@ def focal(
         alpha: weight of the foreground, `1 - alpha` that of the background; None for 1 and 1.
         gamma: how far well-classified voxels are played down; 0 is cross-entropy.
     """
-    logits = logits.astype(jnp.float32)
-    target = target.astype(jnp.float32)
+    logits = widen(logits)
+    target = widen(target)
     # In logarithms, so that neither p_t nor 1 - p_t rounds to 0 far from the boundary.
     signed = logits * (2.0 * target - 1.0)
     loss = -jax.nn.log_sigmoid(signed) * jnp.exp(gamma * jax.nn.log_sigmoid(-signed))
@@ -83,8 +84,8 @@ def focal(
 
 def cross_entropy(logits: Volumes, target: Volumes, *, annotated: Annotated = None) -> PerSample:
     """Binary cross-entropy from logits, mean over voxels."""
-    logits = logits.astype(jnp.float32)
-    target = target.astype(jnp.float32)
+    logits = widen(logits)
+    target = widen(target)
     return _mean_over_voxels(jax.nn.softplus(logits) - logits * target, annotated)
 
 
@@ -166,8 +167,8 @@ def cl_dice(
         smooth: added to both parts of both ratios.
         epsilon: added to the denominator of the harmonic mean.
     """
-    probability = _only(jax.nn.sigmoid(logits.astype(jnp.float32)), annotated)
-    target = _only(target.astype(jnp.float32), annotated)
+    probability = _only(jax.nn.sigmoid(widen(logits)), annotated)
+    target = _only(widen(target), annotated)
     thin_prediction = soft_skeleton(probability, annotated=annotated, iterations=iterations)
     thin_target = soft_skeleton(target, annotated=annotated, iterations=iterations)
     precision = (jnp.sum(thin_prediction * target, _VOXELS) + smooth) / (jnp.sum(thin_prediction, _VOXELS) + smooth)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lsmfm_jax.models.precision import widen
+from lsmfm_jax.precision import widen
 
 # Scores held at one time. On a CPU they should stay in the cache, which is five times faster than going
 # through memory. Elsewhere the limit bounds memory, 256 MiB of float32 for each of the few copies that a backward

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lsmfm_jax.models import conv_kernels
+from lsmfm_jax.precision import add_bias
 
 Triple = tuple[int, int, int]
 DIMENSIONS = ("NDHWC", "DHWIO", "NDHWC")
@@ -203,11 +204,6 @@ def uniform_fan_in(fan_in: int) -> Callable[..., Array]:
     return init
 
 
-def _add_bias(y: Array, bias: Array) -> Array:
-    # In float32, so that the bias gradient, a sum over every voxel, accumulates in float32 too.
-    return (y.astype(jnp.float32) + bias).astype(y.dtype)
-
-
 class Conv(nn.Module):
     """3D convolution, channel last, with PyTorch's default initialisation.
 
@@ -241,7 +237,7 @@ class Conv(nn.Module):
         y = conv3d(x.astype(self.dtype), kernel.astype(self.dtype), strides=self.strides, padding=padding)
         if not self.use_bias:
             return y
-        return _add_bias(y, self.param("bias", init, (self.features,), jnp.float32))
+        return add_bias(y, self.param("bias", init, (self.features,), jnp.float32))
 
 
 class ConvTranspose(nn.Module):
@@ -283,4 +279,4 @@ class ConvTranspose(nn.Module):
         )
         if not self.use_bias:
             return y
-        return _add_bias(y, self.param("bias", init, (self.features,), jnp.float32))
+        return add_bias(y, self.param("bias", init, (self.features,), jnp.float32))

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from lsmfm_jax.precision import wide_type
+
 Triple = tuple[int, int, int]
 # Multiplications below which XLA's own form is quick enough, and compiles faster.
 WORTHWHILE = 2**22
@@ -141,6 +143,7 @@ def _phase_gradient(taps: Triple, stride: int, x: Array, gradient: Array) -> Arr
     """
     batch, depth_out, height_out, width_out, features = gradient.shape
     channels, (tz, ty, tx) = x.shape[-1], taps
+    total_type = wide_type(x, gradient)
     height = height_out + ty - 1
     depth = depth_out + tz - 1
     x = _fit(x, depth, height)
@@ -167,14 +170,14 @@ def _phase_gradient(taps: Triple, stride: int, x: Array, gradient: Array) -> Arr
         return lax.optimization_barrier((tall, wide))
 
     def step(sums: Array, index: Array) -> tuple[Array, None]:
-        return sums + jnp.matmul(*factors(index), preferred_element_type=jnp.float32), None
+        return sums + jnp.matmul(*factors(index), preferred_element_type=total_type), None
 
     if slabs == 1:
-        total = jnp.einsum("bmv,bvn->mn", *factors(0), preferred_element_type=jnp.float32)
+        total = jnp.einsum("bmv,bvn->mn", *factors(0), preferred_element_type=total_type)
     else:
         # A sum for each sample, added up at the end: one for all would, where samples are on several devices, be summed
         # over these once a slab, and XLA does not keep what is sent inside a loop in one order with the rest.
-        sums = jnp.zeros((batch, tz * ty * features, tx * channels), jnp.float32)
+        sums = jnp.zeros((batch, tz * ty * features, tx * channels), total_type)
         total = lax.scan(step, sums, jnp.arange(slabs))[0].sum(0)
     return total.reshape(tz, ty, features, tx, channels).transpose(0, 1, 3, 4, 2)
 
@@ -195,6 +198,6 @@ def _weight_gradient_few_inputs(strides: Triple, padding: Triple, sizes: Triple,
     # Appended last, the taps along the width are now the slowest: x, y, z read backwards.
     columns = padded.reshape(-1, math.prod(sizes) * x.shape[-1])
     flat = gradient.reshape(-1, gradient.shape[-1])
-    product = jnp.matmul(columns.T, flat, preferred_element_type=jnp.float32)
+    product = jnp.matmul(columns.T, flat, preferred_element_type=wide_type(x, gradient))
     turned = product.reshape(sizes[2], sizes[1], sizes[0], x.shape[-1], -1)
     return jnp.transpose(turned, (2, 1, 0, 3, 4)).astype(x.dtype)

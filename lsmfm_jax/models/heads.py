@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from lsmfm_jax.errors import InputError
 from lsmfm_jax.models.conv import Conv, conv3d, uniform_fan_in
+from lsmfm_jax.precision import add_bias, widen
 
 Tail = tuple[Float[Array, "f d"], Float[Array, " d"]]
 
@@ -41,12 +42,11 @@ class ConvAfterTail(nn.Module):
         bias = self.param("bias", init, (self.features,), jnp.float32)
         values = values.astype(self.dtype)
         if tail is not None:
-            rows = jnp.concatenate([tail[0], tail[1][None]]).astype(jnp.float32)
+            rows = widen(jnp.concatenate([tail[0], tail[1][None]]))
             kernel = jnp.einsum("fd,zyxdc->zyxfc", rows, kernel, precision=lax.Precision.HIGHEST)
             ones = jnp.ones((*values.shape[:-1], 1), self.dtype)
             values = jnp.concatenate([values, ones], axis=-1)
-        output = conv3d(values, kernel.astype(self.dtype), padding=1)
-        return (output.astype(jnp.float32) + bias).astype(self.dtype)
+        return add_bias(conv3d(values, kernel.astype(self.dtype), padding=1), bias)
 
 
 class LightDecoder(nn.Module):
@@ -65,7 +65,7 @@ class LightDecoder(nn.Module):
         """Predict intensities from a trunk's values and tail (None: the values are the dense features)."""
         hidden = nn.relu(ConvAfterTail(64, self.dtype, name="conv_0")(values, tail))
         hidden = nn.relu(Conv(32, 3, dtype=self.dtype, name="conv_1")(hidden))
-        return Conv(1, 1, dtype=self.dtype, name="conv_2")(hidden).astype(jnp.float32)
+        return widen(Conv(1, 1, dtype=self.dtype, name="conv_2")(hidden))
 
 
 class ProjectionHead(nn.Module):
@@ -80,7 +80,7 @@ class ProjectionHead(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b f"]) -> Float[Array, "b d"]:
         """Embed pooled features on the unit sphere."""
-        x = x.astype(jnp.float32)
+        x = widen(x)
         for index in range(2):
             init = uniform_fan_in(x.shape[-1])
             x = nn.Dense(
@@ -111,4 +111,4 @@ def initial_logit_scale(temperature: float) -> Float[Array, ""]:
 
 def logit_scale(parameter: Float[Array, ""]) -> Float[Array, ""]:
     """Factor on cosine similarities: exp(parameter), kept within `LOGIT_SCALE_RANGE`."""
-    return jnp.clip(jnp.exp(parameter.astype(jnp.float32)), *LOGIT_SCALE_RANGE)
+    return jnp.clip(jnp.exp(widen(parameter)), *LOGIT_SCALE_RANGE)

@@ -1,4 +1,4 @@
-"""Normalisation and activation layers with PyTorch's arithmetic, in float32 whatever the compute dtype."""
+"""Normalisation and activation layers with PyTorch's arithmetic, in float32 also where the compute dtype is shorter."""
 
 import flax.linen as nn
 import jax
@@ -7,6 +7,8 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from lsmfm_jax.precision import widen
 
 EPSILON = 1e-5
 VOXEL_AXES = (1, 2, 3)
@@ -39,7 +41,7 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        x = x.astype(jnp.float32)
+        x = widen(x)
         if train:
             # The variance about the mean, not E[x^2] - E[x]^2: that cancels badly where the mean is large.
             mean = jnp.mean(x, (0, *VOXEL_AXES))
@@ -69,7 +71,7 @@ class InstanceNorm(nn.Module):
     def __call__(self, x: Float[Array, "b z y x c"], *, train: bool) -> Float[Array, "b z y x c"]:
         """Normalise; the same in training and evaluation."""
         del train
-        x = x.astype(jnp.float32)
+        x = widen(x)
         mean = checkpoint_name(jnp.mean(x, VOXEL_AXES, keepdims=True), STATISTICS)
         centred = x - mean
         var = checkpoint_name(jnp.mean(jnp.square(centred), VOXEL_AXES, keepdims=True), STATISTICS)
@@ -91,5 +93,5 @@ class PReLU(nn.Module):
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """Rectify."""
         slope = self.param("slope", nn.initializers.constant(0.25), (), jnp.float32)
-        x = x.astype(jnp.float32)
+        x = widen(x)
         return jnp.where(x > 0, x, slope * x).astype(self.dtype)

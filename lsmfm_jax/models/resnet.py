@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from lsmfm_jax.models.backbone import Trunk
 from lsmfm_jax.models.conv import Conv
 from lsmfm_jax.models.norm import VOXEL_AXES, BatchNorm
+from lsmfm_jax.precision import widen
 
 # He initialisation by the fan-out, and a plain uniform one for the last layer, both as in MONAI.
 CONV_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -83,4 +84,4 @@ class ResNet18(nn.Module):
     def __call__(self, x: Float[Array, "b z y x c"], *, train: bool) -> Float[Array, "b k"]:
         """Compute float32 logits."""
         deepest = self.trunk(x, train=train).values
-        return self.classifier(jnp.mean(deepest.astype(jnp.float32), VOXEL_AXES))
+        return self.classifier(jnp.mean(widen(deepest), VOXEL_AXES))

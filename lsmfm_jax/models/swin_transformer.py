@@ -10,8 +10,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lsmfm_jax.models.conv import uniform_fan_in
-from lsmfm_jax.models.precision import add_bias, widen
 from lsmfm_jax.models.window_attention import WindowAttention
+from lsmfm_jax.precision import add_bias, widen
 
 # Which voxel (z, y, x) of each 2x2x2 block stands at which place of the concatenation. The duplicated order
 # is that of MONAI up to 1.4.0: two voxels appear twice and two never.

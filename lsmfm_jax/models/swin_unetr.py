@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 from lsmfm_jax.errors import InputError
 from lsmfm_jax.models.backbone import Trunk
 from lsmfm_jax.models.norm import KEPT
-from lsmfm_jax.models.precision import add_bias
 from lsmfm_jax.models.swin_transformer import MERGING_ORDER, SwinTransformer
 from lsmfm_jax.models.unetr_blocks import OutputLayer, ResidualBlock, UpsamplingBlock
+from lsmfm_jax.precision import add_bias
 
 
 class SwinUNETR(nn.Module):

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from lsmfm_jax.errors import InputError, LsmfmError
 from lsmfm_jax.models.bert_names import tree_from_state
 from lsmfm_jax.models.declaration import POOLINGS
+from lsmfm_jax.precision import wide_type, widen
 
 # Our names of the sizes, and those in Hugging Face's config.json, some of which may be left out there.
 _CONFIG_KEYS = {
@@ -91,8 +92,9 @@ class BertConfig:
 
 
 def _layer_norm(config: BertConfig, name: str) -> nn.LayerNorm:
-    # Two-pass variance in float32: with an epsilon of 1e-12 the one-pass form can go negative.
-    return nn.LayerNorm(epsilon=config.layer_norm_epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
+    # Two-pass variance: with an epsilon of 1e-12 the one-pass form can go negative. Without a dtype of its own the norm
+    # computes in that of its parameters or its input, whichever is wider: at least float32.
+    return nn.LayerNorm(epsilon=config.layer_norm_epsilon, use_fast_variance=False, name=name)
 
 
 def _dense(features: int, dtype: Any, name: str) -> nn.Dense:
@@ -138,7 +140,7 @@ class SelfAttention(nn.Module):
             return flat.reshape(*flat.shape[:2], config.num_heads, depth)
 
         query, key, value = heads("query"), heads("key"), heads("value")
-        scores = jnp.einsum("bqnd,bknd->bnqk", query, key, preferred_element_type=jnp.float32) / depth**0.5
+        scores = jnp.einsum("bqnd,bknd->bnqk", query, key, preferred_element_type=wide_type(query, key)) / depth**0.5
         # A finite floor rather than -inf: a row without any real token gives uniform weights, not NaN.
         scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
@@ -214,7 +216,7 @@ class TextTower(nn.Module):
             pooled = pooled_tokens(mask, pooling=self.pooling, group=mask.shape[0])
         # The pooler's output is unused: jit drops it, but its parameters stay in the tree and in exports.
         hidden, _ = self.hidden_states(tokens, mask)
-        hidden = hidden.astype(jnp.float32)
+        hidden = widen(hidden)
         count = jnp.maximum(pooled.sum(axis=1, keepdims=True), 1)
         return jnp.where(pooled[:, :, None], hidden, 0.0).sum(axis=1) / count
 

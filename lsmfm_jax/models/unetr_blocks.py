@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from lsmfm_jax.models.conv import Conv, uniform_fan_in
 from lsmfm_jax.models.norm import CONVOLVED, STATISTICS
-from lsmfm_jax.models.precision import widen
+from lsmfm_jax.precision import widen
 
 EPSILON = 1e-5
 SLOPE = 0.01

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from lsmfm_jax.models.attention_kernel import attend
 from lsmfm_jax.models.conv import uniform_fan_in
-from lsmfm_jax.models.precision import add_bias
+from lsmfm_jax.precision import add_bias
 
 Triple = tuple[int, int, int]
 
