@@ -16,7 +16,7 @@ OVERRIDES ?=
 captions_flag = $(if $(filter command environment,$(origin CAPTIONS)),--captions $(CAPTIONS),\
   $$(test -e $(CAPTIONS) && echo --captions $(CAPTIONS)))
 
-.PHONY: pretrain finetune test soak sharding-tables parity lint clean
+.PHONY: pretrain finetune test soak sharding-tables parity docs lint clean
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
@@ -79,12 +79,22 @@ parity: .venv-parity/.ready
 	# A process for each file, one after another: PyTorch, MONAI and ours side by side take over 10 GB at times.
 	set -e; for file in tests/parity/test_*.py; do .venv-parity/bin/python -m pytest -o addopts="-q" $$file; done
 
+# The documentation as a website in runs/docs; needs no other part of the package.
+docs: .venv-docs/.ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+	@echo "open runs/docs/index.html"
+
+.venv-docs/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet "mkdocs-material>=9.5" "mkdocstrings[python]>=0.26"
+	touch $@
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf runs .venv .venv-parity .venv-bench .venv-compile .pytest_cache .ruff_cache
+	rm -rf runs .venv .venv-parity .venv-docs .venv-bench .venv-compile .pytest_cache .ruff_cache
 
 # Both JAX and PyTorch, for benchmarks/vs_torch.py; where pip finds builds with CUDA, for graphics cards as well.
 .PHONY: bench-env bench-compile-env
