@@ -8,6 +8,9 @@ With `train/` and `val/` in it those are the sides, else volumes are drawn for v
 `PRETRAINED` is a run of `lsmfm pretrain` or a folder made by `lsmfm convert import`; the architecture is read from
 it. Without init_from the network starts from scratch.
 
+At low cost: --config.encoder.lora_rank=8 (4 to 16 are usual) keeps the pretrained encoder as it is to the end, and
+trains thin factors (LoRA) beside its linear layers. They are merged when the run is read, so it is used like any other.
+
 Variants (`segment_swin_unetr:VARIANT`):
     (none)   Dice-Focal loss; feature size 36, 35.1 M parameters
     scratch  everything trains from the first step at one rate; give no init_from

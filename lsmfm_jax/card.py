@@ -95,6 +95,8 @@ def _model(weights: Weights, config: Mapping[str, Any], task: str) -> list[tuple
         rows.append(
             ("network's logit cut at", f"{record['network_cut_off']['logit']:+.3f}, fitted on training patches")
         )
+    if record.get("lora"):
+        rows.append(("adaptation", f"low rank {record['lora']['rank']} (LoRA), merged into a frozen encoder"))
     if record.get("voxel_classifier"):
         rows.append(("beside the network", "a logistic regression of single voxels"))
     if record.get("classes"):

@@ -143,10 +143,16 @@ def test_declarations_fit_their_modules(name):
         call = lambda key: module.init(key, jnp.zeros((1, size, side, side, 1)), train=False, method="trunk")  # noqa: E731
         return jax.eval_shape(call, jax.random.key(0))["params"]
 
-    paths = [leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes(side))]
+    leaves = {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes(side))}
+    paths = list(leaves)
     for pattern in filter(None, (declared.encoder, declared.deepest, declared.bottleneck, declared.top)):
         found = [path for path in paths if re.search(pattern, path)]
         assert 0 < len(found) < len(paths) + (not declared.dense), pattern
+    if declared.low_rank is not None:
+        kernels = [path for path in paths if re.search(declared.low_rank, path)]
+        assert kernels and all(len(leaves[path].shape) == 2 for path in kernels)
+        encoder = declared.encoder_pattern(with_bottleneck=False, deepest_only=True)
+        assert all(re.search(encoder, path) for path in kernels)
     if factor > 1:
         assert reason
         with pytest.raises(Exception, match=r"multiple|divisible"):

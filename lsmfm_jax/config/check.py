@@ -169,6 +169,8 @@ def _check_combinations(config: ConfigDict) -> None:
         raise ConfigError(f"mesh: {dict(config.mesh)}; one axis at most may be -1, the others are at least 1")
     if config.task == "pretrain":
         _check_pretraining(config)
+    elif config.encoder.lora_rank:
+        _check_low_rank(config)
     if "class_from" in config.data and (config.data.class_from == "csv") != bool(config.data.csv):
         raise ConfigError(
             f"data.csv: {config.data.csv!r} with data.class_from {config.data.class_from}; name the table, and set "
@@ -178,6 +180,26 @@ def _check_combinations(config: ConfigDict) -> None:
         raise ConfigError("reinit_top: True without init_from; from scratch every block is drawn anew")
     if "ssim" in config.loss and min(config.data.patch_size) < SSIM_WINDOW:
         raise ConfigError(f"data.patch_size: {config.data.patch_size}; SSIM needs at least {SSIM_WINDOW} voxels")
+
+
+def _check_low_rank(config: ConfigDict) -> None:
+    rank, name = config.encoder.lora_rank, config.model.name
+    if BACKBONES[name].low_rank is None:
+        able = ", ".join(other for other, backbone in BACKBONES.items() if backbone.low_rank is not None)
+        raise ConfigError(
+            f"encoder.lora_rank: {rank} with model.name {name!r}, whose encoder has no linear layers; possible with "
+            f"{able}: use a recipe of it, or set encoder.lora_rank to 0"
+        )
+    if not config.init_from:
+        raise ConfigError(
+            f"encoder.lora_rank: {rank} without init_from; it adapts a pretrained encoder, which stays frozen: name "
+            "one in init_from, or set encoder.lora_rank to 0"
+        )
+    if config.encoder.frozen:
+        raise ConfigError(
+            f"encoder.lora_rank: {rank} with encoder.frozen; low-rank adaptation freezes the encoder's own weights by "
+            "itself: set encoder.frozen to False, or encoder.lora_rank to 0"
+        )
 
 
 def _patterns(config: ConfigDict) -> Iterator[tuple[str, str]]:

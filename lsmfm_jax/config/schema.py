@@ -202,6 +202,10 @@ FINETUNE_KEYS: Schema = {
         "bottleneck": Key(
             "decoder", "where the SwinUNETR's block on the deepest map belongs", choices=("encoder", "decoder")
         ),
+        "lora_rank": Key(
+            0, "rank of what is added to the frozen encoder's linear layers (LoRA); 0: off", low=0, high=64
+        ),
+        "lora_alpha": Key(0.0, "what is added is multiplied by this over the rank; 0: the rank", low=0.0, high=1e4),
     },
 }
 

@@ -71,6 +71,7 @@ SWIN_UNETR = Backbone(
     bottleneck=r"^bottleneck/",
     # The block that the released code drops when it changes the number of output channels.
     top=r"^out/",
+    low_rank=r"^transformer/stage_\d+/block_\d+/(attention/(qkv|out)_kernel|linear[12]/kernel)$",
     divisor=_swin_unetr_divisor,
     problem=_swin_unetr_problem,
 )

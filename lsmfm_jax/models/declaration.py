@@ -40,6 +40,8 @@ class Backbone:
         bottleneck: a block on the deepest map that `encoder.bottleneck` counts to the encoder or to the decoder;
             None: there is none apart from the encoder.
         top: the last block of the decoder, which `reinit_top` draws anew.
+        low_rank: kernels (inputs, outputs) of the encoder that lead to the deepest map, to which `encoder.lora_rank`
+            adds products of thin factors; None: it has none.
         dense: whether it has a decoder and takes `out_channels`; others can only classify.
         divisor: what Z, Y and X of a volume must be multiples of, and what that number comes from.
         problem: what is wrong between keys that are valid one by one, as "key: value; what is needed", or None.
@@ -53,6 +55,7 @@ class Backbone:
     deepest: str | None = None
     bottleneck: str | None = None
     top: str | None = None
+    low_rank: str | None = None
     dense: bool = True
     divisor: Callable[[Architecture], tuple[int, str]] = _any_size
     problem: Callable[[Architecture], str | None] = _no_problem

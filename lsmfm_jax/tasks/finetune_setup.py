@@ -10,10 +10,12 @@ from lsmfm_jax.data.labelled_batches import LabelledSource, WindowBatches, train
 from lsmfm_jax.scale import scale_of
 from lsmfm_jax.tasks.declaration import Patches, PrintLine
 from lsmfm_jax.tasks.finetune_patches import read_patches
-from lsmfm_jax.tasks.finetune_start import build_network, initial_parts, read_start
+from lsmfm_jax.tasks.finetune_start import build_network, encoder_of, initial_parts, low_rank_of, read_start
 from lsmfm_jax.tasks.finetune_tasks import finetune_task
 from lsmfm_jax.tasks.inputs import configured_scale
+from lsmfm_jax.train.low_rank import adapted, describe
 from lsmfm_jax.train.run import Setup
+from lsmfm_jax.train.task import Task
 from lsmfm_jax.train.weights import Weights
 
 
@@ -37,6 +39,7 @@ def finetuning_setup(config: ConfigDict, folder: pathlib.Path, *, print_line: Pr
     steps_per_epoch = max(1, len(patches.train) * config.data.crops_per_patch // config.train.batch_size)
     network = build_network(config, start.architecture, steps_per_epoch=steps_per_epoch)
     task, facts = declared.functions(config, network, patches, print_line)
+    task, added = _with_low_rank(config, task, print_line=print_line)
     size = tuple(config.data.patch_size)
     source = LabelledSource(patches.train, patch_size=size)
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -55,8 +58,19 @@ def finetuning_setup(config: ConfigDict, folder: pathlib.Path, *, print_line: Pr
         monitor=declared.monitor,
         higher_is_better=declared.higher_is_better,
         initial=initial_parts(config, start.weights, task.init, head_record=facts["head"], print_line=print_line),
-        record=_record(config, start.architecture, patches) | facts,
+        record=_record(config, start.architecture, patches) | facts | added,
     )
+
+
+def _with_low_rank(config: ConfigDict, task: Task, *, print_line: PrintLine) -> tuple[Task, dict[str, Any]]:
+    """The task with low-rank factors where they are configured, and what the run records of them."""
+    low_rank = low_rank_of(config)
+    if low_rank is None:
+        return task, {}
+    task = adapted(task, low_rank)
+    params, _ = jax.eval_shape(task.init, jax.random.key(config.seed))
+    print_line(describe(params, low_rank, encoder=encoder_of(config, config.model.name)))
+    return task, {"lora": low_rank.record()}
 
 
 def _compare_scales(config: ConfigDict, weights: Weights | None, *, print_line: PrintLine) -> None:

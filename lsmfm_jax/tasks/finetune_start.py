@@ -13,6 +13,7 @@ from lsmfm_jax.config import ConfigError, check_divisible, check_step_count
 from lsmfm_jax.models import BACKBONES, configured_architecture
 from lsmfm_jax.tasks.finetune_tasks import finetune_task
 from lsmfm_jax.tasks.finetuning import Network, backbone_of
+from lsmfm_jax.train.low_rank import LowRank
 from lsmfm_jax.train.optim import Group, Rule, leaf_path
 from lsmfm_jax.train.run import has_checkpoint
 from lsmfm_jax.train.task import PyTree
@@ -30,12 +31,15 @@ def read_start(config: ConfigDict, folder: pathlib.Path, *, print_line: Callable
     """The architecture is that of the run itself, else of `init_from`, else of the configuration's `model`.
 
     Raises:
-        ConfigError: `init_from` holds another backbone than `model.name`, or patches do not fit its strides.
+        ConfigError: `init_from` holds another backbone than `model.name`, patches do not fit its strides, or the run
+            began with other low-rank factors.
         CheckpointError: `init_from` is no run, or damaged.
     """
     model, weights = config.model, None
     if has_checkpoint(folder):
-        architecture = json.loads((folder / "run.json").read_text())["architecture"]
+        record = json.loads((folder / "run.json").read_text())
+        architecture = record["architecture"]
+        _same_factors(config, record.get("lora"), folder)
     elif config.init_from:
         weights = read_weights(config.init_from, teacher=config.init_teacher)
         architecture = weights.architecture
@@ -49,6 +53,28 @@ def read_start(config: ConfigDict, folder: pathlib.Path, *, print_line: Callable
         )
     check_divisible("data.patch_size", config.data.patch_size, architecture=architecture)
     return Start(architecture, weights)
+
+
+def _same_factors(config: ConfigDict, before: dict[str, Any] | None, folder: pathlib.Path) -> None:
+    """Refuses to continue a run with factors of another rank or scaling than they were trained with."""
+    low_rank = low_rank_of(config)
+    now = None if low_rank is None else low_rank.record()
+    if now != before:
+        began = (
+            "without low-rank factors" if before is None else f"with rank {before['rank']}, alpha {before['alpha']:g}"
+        )
+        raise ConfigError(
+            f"encoder.lora_rank: {config.encoder.lora_rank}, encoder.lora_alpha: {config.encoder.lora_alpha:g}; the "
+            f"run in {folder} began {began}: set them back, or use another --workdir"
+        )
+
+
+def low_rank_of(config: ConfigDict) -> LowRank | None:
+    """The low-rank adaptation that is configured, or None; alpha 0 stands for the rank."""
+    rank, alpha = config.encoder.lora_rank, config.encoder.lora_alpha
+    if not rank:
+        return None
+    return LowRank(BACKBONES[config.model.name].low_rank, rank, float(alpha or rank))
 
 
 def _described(architecture: dict[str, Any]) -> str:
@@ -67,6 +93,10 @@ def finetuning_rules(config: ConfigDict, name: str, *, steps_per_epoch: int) -> 
 
     The encoder is frozen as configured; from scratch it is frozen only if it is so to the end. Classification uses no
     decoder: it is kept as it is.
+
+    With low-rank factors the encoder itself is frozen to the end, and they train from the first step at the head's
+    rate: they begin at what was pretrained, and a step of Adam in B moves a kernel by about sqrt(rank / inputs) of the
+    rate (at rank 8 and 36 to 1152 inputs 0.1 to 0.5 of it), which is what `encoder.rate_multiplier` is for.
     """
     settings, pretrained = config.encoder, bool(config.init_from)
     check_step_count("encoder.thaw_epochs", settings.thaw_epochs, steps_per_epoch)
@@ -74,17 +104,20 @@ def finetuning_rules(config: ConfigDict, name: str, *, steps_per_epoch: int) -> 
         "encoder",
         rate_multiplier=settings.rate_multiplier if pretrained else 1.0,
         thaw_step=settings.thaw_epochs * steps_per_epoch if pretrained else 0,
-        frozen=settings.frozen,
+        frozen=settings.frozen or settings.lora_rank > 0,
     )
-    rules = [Rule(_below_backbone(_encoder(config, name)), encoder)]
+    rules = [Rule(_below_backbone(encoder_of(config, name)), encoder)]
     if BACKBONES[name].bottleneck is not None:
         rules.append(Rule(_below_backbone(BACKBONES[name].bottleneck), Group("bottleneck")))
     uses_decoder = finetune_task(config.task).uses_decoder
     rules.append(Rule("^backbone/", Group("decoder") if uses_decoder else Group("decoder, not used", frozen=True)))
+    if settings.lora_rank:
+        rules.append(Rule("^lora/", Group("encoder, low rank")))
     return [*rules, Rule("^head/", Group("head"))]
 
 
-def _encoder(config: ConfigDict, name: str) -> str:
+def encoder_of(config: ConfigDict, name: str) -> str:
+    """Regular expression of what counts as the encoder in a run, below the backbone."""
     # A linear probe trains nothing below its linear layer, which reads the bottleneck's map.
     deepest_only = not finetune_task(config.task).uses_decoder
     bottleneck = (deepest_only and config.encoder.frozen) or config.encoder.bottleneck == "encoder"

@@ -40,6 +40,8 @@ SPLIT_RULES = (
     SplitRule(r"(^|[/_])(bias|scale|slope|logit_scale|mean|var)$"),
     # Rows of tables are looked up: split along the width, every device has its part of any row.
     SplitRule(r"/embeddings/(word|position|token_type)$", (-1, 0)),
+    # Low-rank factors: thin, and multiplied with each other at once.
+    SplitRule(r"(^|/)lora/"),
     # Convolutions and dense layers, (..., inputs, outputs): by outputs, and where those are odd by inputs.
     SplitRule(r"(^|[/_])kernel$", (-1, -2)),
 )

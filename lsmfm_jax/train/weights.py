@@ -11,6 +11,7 @@ from lsmfm_jax.train.checkpoint import (
     read_part,
 )
 from lsmfm_jax.train.initialise import non_finite
+from lsmfm_jax.train.low_rank import PART, merge_read
 from lsmfm_jax.train.records import damaged_record, seal_records
 
 PyTree = Any
@@ -41,6 +42,8 @@ class Weights(NamedTuple):
 
 def read_weights(folder: pathlib.Path | str, *, teacher: bool = False, both: bool = False) -> Weights:
     """Reads the best checkpoint of a run (the last whole one where there is no best), checked leaf by leaf.
+
+    Low-rank factors are merged into the kernels that they adapt, so an adapted network reads like any other.
 
     Args:
         folder: run folder, or a folder written by `lsmfm convert import`.
@@ -89,6 +92,15 @@ def _weights(
 ) -> Weights:
     params, batch_stats = dict(state["params"]), dict(state["batch_stats"] or {})
     origin = f"{folder / group} step {step}"
+    if PART in params:
+        try:
+            scaling = record["lora"]["alpha"] / record["lora"]["rank"]
+        except (KeyError, TypeError, ZeroDivisionError):
+            raise CheckpointError(
+                f"{folder / 'run.json'}: damaged: it does not say how the low-rank factors of {origin} are scaled; "
+                "start the run again, which writes it anew, or take a copy"
+            ) from None
+        params = merge_read(params, scaling)
     if teacher:
         if not state["teacher"]:
             raise CheckpointError(f"{origin}: it has no teacher; only pretraining keeps one")
