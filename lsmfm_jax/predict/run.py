@@ -1,15 +1,12 @@
 """Predictions on files: masks, classes or deblurred volumes, a table and a picture of each."""
 
 import pathlib
-import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from lsmfm_jax.data.label_checks import check_labels
-from lsmfm_jax.data.label_grid import LabelGridError, on_grid_of
-from lsmfm_jax.data.labels import IGNORED, LabelError, LabelValues, label_values, target_of
+from lsmfm_jax.data.labels import IGNORED, label_values
 from lsmfm_jax.metrics.image import image_scores
 from lsmfm_jax.metrics.segmentation import segmentation_scores
 from lsmfm_jax.predict import in_memory
@@ -18,9 +15,9 @@ from lsmfm_jax.predict.inputs import Case, PredictionError, find_cases
 from lsmfm_jax.predict.network import Predictor, load_predictor
 from lsmfm_jax.predict.pictures import draw_classification, draw_deblurring, draw_segmentation
 from lsmfm_jax.predict.table import CONFUSION, SUMMARY, TABLE, Row, cell, summarise, write_table
+from lsmfm_jax.predict.truth import class_of, mask_like, truth_like
 from lsmfm_jax.predict.windows import Size
 from lsmfm_jax.scale import Levels
-from lsmfm_jax.store.captions import normalise_key
 from lsmfm_jax.volumes.read import VolumeError, VolumeInfo, read_single, write_nifti
 
 LISTED = 5  # failures in a message; the table has all
@@ -159,7 +156,7 @@ def write_classes(predictor: Predictor, case: Case, out: pathlib.Path, settings:
     image, info = read_single(case.path)
     found = in_memory.classify(predictor, image, info.voxel_size_um, settings)
     classes, probabilities = list(found.probabilities), np.array(list(found.probabilities.values()), np.float32)
-    truth = _class_of(case, classes)
+    truth = class_of(case, classes)
     draw_classification(out / f"{case.name}.png", image, probabilities, classes, truth)
     row = volume_facts(image, info, found.levels) | {"class": found.class_name}
     if truth is not None:
@@ -216,51 +213,6 @@ WRITERS: dict[str, Writer] = {
     "classify": Writer(write_classes, (".png",), in_memory.classify),
     "deblur": Writer(_deblur, ("_deblurred.nii.gz", ".png"), in_memory.deblur),
 }
-
-
-def truth_like(case: Case, image: np.ndarray, info: VolumeInfo) -> np.ndarray | None:
-    """The truth of a case, if it has one.
-
-    Raises:
-        PredictionError: its shape is not that of the image, or by their affines it does not lie on it.
-    """
-    if case.truth is None:
-        return None
-    truth, truth_info = read_single(case.truth, allow_constant=True)
-    try:
-        truth = on_grid_of(truth, truth_info, like=info, like_shape=image.shape)
-    except LabelGridError as error:
-        raise PredictionError(str(error)) from None
-    if truth.shape != image.shape:
-        raise PredictionError(
-            f"{case.truth}: its shape is {truth.shape}, that of {case.path} {image.shape} (ZYX); they must be equal"
-        )
-    return truth
-
-
-def mask_like(case: Case, image: np.ndarray, info: VolumeInfo, values: LabelValues) -> np.ndarray | None:
-    """The mask of a case, if it has one: 1, 0, and `IGNORED` where nothing is annotated.
-
-    Raises:
-        PredictionError: its shape is not that of the image, or a label value has no meaning.
-    """
-    labels = truth_like(case, image, info)
-    if labels is None:
-        return None
-    try:
-        check_labels(labels, values, source=str(case.truth))
-        return target_of(labels, values, source=str(case.truth))
-    except LabelError as error:
-        raise PredictionError(str(error)) from None
-
-
-def _class_of(case: Case, classes: Sequence[str]) -> str | None:
-    """The class that a file's name or its folder's gives, if it is one of the run's."""
-    named = re.match(r"(.+)_patch_\d+", case.path.name)
-    for name in (named[1] if named else "", case.path.parent.name):
-        if normalise_key(name) in classes:
-            return normalise_key(name)
-    return None
 
 
 def volume_facts(image: np.ndarray, info: VolumeInfo, levels: Levels) -> Row:
