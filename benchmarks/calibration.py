@@ -23,7 +23,7 @@ from lsmfm_jax.data.mask_folders import volume_of
 from lsmfm_jax.predict.calibration import logits_and_truth
 from lsmfm_jax.predict.inputs import find_cases
 from lsmfm_jax.predict.network import Predictor, load_predictor
-from lsmfm_jax.predict.run import mask_like
+from lsmfm_jax.predict.truth import mask_like
 from lsmfm_jax.volumes.read import read_single
 
 AS_IT_IS, CALIBRATED = "run", "run, calibrated"

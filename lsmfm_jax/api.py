@@ -3,6 +3,7 @@
     import lsmfm_jax
     model = lsmfm_jax.load("runs/cells")
     mask = model.predict(volume, voxel_size_um=(4.0, 1.6, 1.6)).mask
+    both = lsmfm_jax.load(["runs/seed0", "runs/seed1"])  # the mean of segmentation runs, and their uncertainty
 
 Results are those of `lsmfm predict` on a file with the same voxels and voxel size, number by number.
 """
@@ -11,13 +12,14 @@ import functools
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from jaxtyping import Float
 
 from lsmfm_jax.predict.embedding import ImageEncoder, TextEncoder, image_encoder, text_encoder
-from lsmfm_jax.predict.in_memory import Result, Settings
+from lsmfm_jax.predict.ensemble import Ensemble, check_members, ensemble_of
+from lsmfm_jax.predict.in_memory import Result, Segmentation, Settings
 from lsmfm_jax.predict.inputs import PredictionError
 from lsmfm_jax.predict.network import Predictor, predictor_of
 from lsmfm_jax.predict.run import WRITERS
@@ -73,13 +75,8 @@ class Model:
             VolumeError: no array of numbers with three axes, NaN in it, or (but for segmentation) all voxels equal.
             PredictionError: the run predicts nothing, or a setting is out of its range.
         """
-        predictor = self._predictor
-        writer = WRITERS.get(self.task)
-        if writer is None or writer.compute is None:
-            raise PredictionError(f"{self.run}: a run of task {self.task!r} gives no result in memory")
         settings = Settings(overlap_frac, threshold, batch_size)
-        image = checked_array(volume, allow_constant=writer.takes_constant)
-        return writer.compute(predictor, image, _checked_size(voxel_size_um), settings)
+        return _computed(self._predictor, self.run, volume, voxel_size_um, settings)
 
     def embed(self, volume: Any, voxel_size_um: Sequence[float] | None = None) -> Float[np.ndarray, " d"]:
         """A vector of a volume, float32, to compare or to cluster volumes by.
@@ -124,19 +121,84 @@ class Model:
         return text_encoder(self._weights, self.run)
 
 
-def load(run: str | pathlib.Path, *, window: Size | None = None, flips: bool = False) -> Model:
-    """Reads a run for use from Python.
+class Models:
+    """Several segmentation runs in memory, which predict together; `load` of a list makes one.
+
+    Attributes:
+        runs: their folders.
+        task: `segment`.
+    """
+
+    def __init__(
+        self, runs: Sequence[pathlib.Path], weights: Sequence[Weights], *, window: Size | None, flips: bool
+    ) -> None:
+        check_members(weights, runs)
+        self.runs, self.task = tuple(runs), "segment"
+        self._weights, self._window, self._flips = tuple(weights), window, flips
+
+    def __repr__(self) -> str:
+        return f"<lsmfm_jax.Models: {self.task}, {', '.join(map(str, self.runs))}>"
+
+    def predict(
+        self,
+        volume: Any,
+        voxel_size_um: Sequence[float] | None = None,
+        *,
+        threshold: float = 0.5,
+        overlap_frac: float = 0.25,
+        batch_size: int = 1,
+    ) -> Segmentation:
+        """As `Model.predict`; `probability` is the mean of the runs', `uncertainty` how much they disagree, in bits."""
+        settings = Settings(overlap_frac, threshold, batch_size)
+        return _computed(self._predictor, self.runs[0], volume, voxel_size_um, settings)
+
+    @functools.cached_property
+    def _predictor(self) -> Predictor | Ensemble:
+        return ensemble_of(self._weights, self.runs, window=self._window, flips=self._flips)
+
+
+@overload
+def load(run: str | pathlib.Path, *, window: Size | None = None, flips: bool = False) -> Model: ...
+
+
+@overload
+def load(run: Sequence[str | pathlib.Path], *, window: Size | None = None, flips: bool = False) -> Models: ...
+
+
+def load(
+    run: str | pathlib.Path | Sequence[str | pathlib.Path], *, window: Size | None = None, flips: bool = False
+) -> Model | Models:
+    """Reads a run, or several that predict together, for use from Python.
 
     Args:
-        run: folder of a run (`--workdir`), of `lsmfm calibrate` or of `lsmfm convert import`.
+        run: folder of a run (`--workdir`), of `lsmfm calibrate` or of `lsmfm convert import`; or a list of two or more
+            segmentation runs of the same label values, such as those of several seeds.
         window: ZYX voxels that predictions are made at a time; None: the patch size of the run.
         flips: average predictions over the eight flips of each window.
 
     Raises:
         CheckpointError: there is no run, or it is damaged.
+        PredictionError: a list of fewer than two runs, or of runs that cannot be combined.
     """
+    if not isinstance(run, str | pathlib.Path):
+        runs = [pathlib.Path(one) for one in run]
+        if len(runs) < 2:
+            raise PredictionError(
+                f"lsmfm_jax.load: a list of {len(runs)} runs; name two or more, or one without a list"
+            )
+        return Models(runs, [read_weights(one) for one in runs], window=window, flips=flips)
     run = pathlib.Path(run)
     return Model(run, read_weights(run), window=window, flips=flips)
+
+
+def _computed(
+    predictor: Predictor | Ensemble, run: pathlib.Path, volume: Any, voxel_size_um: Any, settings: Settings
+) -> Any:
+    writer = WRITERS.get(predictor.task)
+    if writer is None or writer.compute is None:
+        raise PredictionError(f"{run}: a run of task {predictor.task!r} gives no result in memory")
+    image = checked_array(volume, allow_constant=writer.takes_constant)
+    return writer.compute(predictor, image, _checked_size(voxel_size_um), settings)
 
 
 def _checked_size(voxel_size_um: Any) -> tuple[float, float, float] | None:

@@ -22,7 +22,13 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
     predict = commands.add_parser(
         "predict", help="masks, classes or deblurred volumes of image files, or of one volume of any size"
     )
-    predict.add_argument("--checkpoint", type=pathlib.Path, help="folder of a finetuned run")
+    predict.add_argument(
+        "--checkpoint",
+        type=pathlib.Path,
+        action="append",
+        metavar="RUN",
+        help="folder of a finetuned run; several times, for files: the mean of segmentation runs",
+    )
     predict.add_argument("inputs", nargs="*", metavar="INPUT", help="image files, folders of them; or one volume")
     predict.add_argument(
         "--out",
@@ -30,6 +36,9 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
         help="folder for results, table and pictures; RESULT.ome.zarr: one volume of any size is predicted into it",
     )
     predict.add_argument("--tta", action="store_true", help="average over the eight flips of each window")
+    predict.add_argument(
+        "--uncertainty", action="store_true", help="of one run with --tta: write how much the flips disagree, too"
+    )
     predict.add_argument("--window", type=three(int), metavar="Z,Y,X", help="voxels (default: the run's patch size)")
     predict.add_argument("--overlap", type=float, default=0.25, help="least overlap of windows (default 0.25)")
     predict.add_argument("--threshold", type=float, default=0.5, help="probability of foreground (default 0.5)")
@@ -132,6 +141,7 @@ def _predict(options: argparse.Namespace) -> int:
         settings=Settings(options.overlap, options.threshold, options.batch),
         window=options.window,
         flips=options.tta,
+        uncertainty=options.uncertainty,
         label_dir=options.label_dir,
         overwrite=options.overwrite,
         print_line=print_line,
@@ -159,6 +169,12 @@ def _predict_brain(options: argparse.Namespace) -> int:
         )
     if options.label_dir is not None:
         raise ArgumentsError("--label-dir: not for one volume; judge the result with lsmfm evaluate")
+    if len(options.checkpoint) > 1 or options.uncertainty:
+        what = "--uncertainty" if options.uncertainty else f"{len(options.checkpoint)} times --checkpoint"
+        raise ArgumentsError(
+            f"--out {options.out}: {what}, and one volume of any size is predicted with one run and without "
+            "uncertainty; name image files and a folder, or a single --checkpoint alone"
+        )
     from lsmfm_jax.predict.brain import plan_brain, plan_lines, predict_brain
     from lsmfm_jax.predict.brain_settings import BrainSettings
     from lsmfm_jax.predict.merge import merge
@@ -183,7 +199,7 @@ def _predict_brain(options: argparse.Namespace) -> int:
     )
     volume = open_volume(options.inputs[0], channel=options.channel, level=options.level)
     print_line = start_devices()
-    predictor = load_predictor(options.checkpoint, window=options.window, flips=options.tta)
+    predictor = load_predictor(options.checkpoint[0], window=options.window, flips=options.tta)
     if options.dry_run:
         for line in plan_lines(plan_brain(predictor, volume, settings), volume, settings):
             print_line(line)

@@ -17,7 +17,7 @@ from lsmfm_jax.files import refuse_foreign, replacing_folder
 from lsmfm_jax.predict.cut_off import blended_logits, dice
 from lsmfm_jax.predict.inputs import Case, PredictionError, find_cases
 from lsmfm_jax.predict.network import Predictor, load_predictor
-from lsmfm_jax.predict.run import mask_like
+from lsmfm_jax.predict.truth import mask_like
 from lsmfm_jax.train.weights import read_weights, write_weights
 from lsmfm_jax.volumes.read import read_single
 

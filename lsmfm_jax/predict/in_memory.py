@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Num
 
+from lsmfm_jax.predict.ensemble import Ensemble
 from lsmfm_jax.predict.inputs import PredictionError
 from lsmfm_jax.predict.network import Predictor
+from lsmfm_jax.predict.uncertainty import mean_probability, mutual_information
 from lsmfm_jax.predict.windows import average_windows, blend_windows
 from lsmfm_jax.scale import Levels
 
@@ -41,17 +43,20 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What a segmentation run finds in a volume.
+    """What a segmentation run, or the mean of several, finds in a volume.
 
     Attributes:
         probability: of foreground, 0 to 1, float32; 0 everywhere in a volume whose voxels are all the same.
         mask: where the probability reaches the threshold.
-        levels: how the volume's counts were scaled.
+        levels: how the volume's counts were scaled; of runs that scale differently, for each scale.
+        uncertainty: how much the members of an ensemble disagree (see `uncertainty.mutual_information`), in bits, 0 to
+            1, float32; None of a single run.
     """
 
     probability: Float[np.ndarray, "z y x"]
     mask: Bool[np.ndarray, "z y x"]
-    levels: Levels
+    levels: Levels | tuple[Levels, ...]
+    uncertainty: Float[np.ndarray, "z y x"] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,21 +93,30 @@ class Deblurring:
 Result = Segmentation | Classification | Deblurring
 
 
-def segment(predictor: Predictor, image: Volume, voxel_size_um: VoxelSize, settings: Settings) -> Segmentation:
+def segment(
+    predictor: Predictor | Ensemble, image: Volume, voxel_size_um: VoxelSize, settings: Settings
+) -> Segmentation:
     """Segments a volume.
 
     Args:
-        predictor: of a segmentation run.
+        predictor: of a segmentation run, or of several.
         image: raw counts.
         voxel_size_um: ZYX, None where it is unknown.
         settings: how.
     """
     blank = image.min() == image.max()  # nothing is in it, whatever a network makes of it
-    levels = predictor.levels(image, voxel_size_um)
-    probability = np.zeros(image.shape, np.float32)
+    members = predictor.members if isinstance(predictor, Ensemble) else (predictor,)
+    levels = {one.scale: one.levels(image, voxel_size_um) for one in {one.scale: one for one in members}.values()}
+    probability, uncertainty = np.zeros(image.shape, np.float32), None
     if not blank:
-        probability = np.clip(_blended(predictor, image, levels, settings), 0.0, 1.0)
-    return Segmentation(probability, (probability >= settings.threshold) & (not blank), levels)
+        each = [np.clip(_blended(one, image, levels[one.scale], settings), 0.0, 1.0) for one in members]
+        probability = each[0] if len(each) == 1 else mean_probability(each)
+        uncertainty = None if len(each) == 1 else mutual_information(each)
+    elif len(members) > 1:
+        uncertainty = np.zeros(image.shape, np.float32)
+    mask = (probability >= settings.threshold) & (not blank)
+    different = tuple(levels.values())
+    return Segmentation(probability, mask, different[0] if len(different) == 1 else different, uncertainty)
 
 
 def classify(predictor: Predictor, image: Volume, voxel_size_um: VoxelSize, settings: Settings) -> Classification:

@@ -21,13 +21,15 @@ def draw_segmentation(
     probability: Float[np.ndarray, "z y x"] | None,
     mask: Bool[np.ndarray, "z y x"],
     truth: Bool[np.ndarray, "z y x"] | None,
+    uncertainty: Float[np.ndarray, "z y x"] | None = None,
 ) -> None:
-    """Draws the slice with most foreground: image, truth and probability if any, mask over the image."""
+    """Draws the slice with most foreground: image, truth, probability and uncertainty if any, mask over the image."""
     z = fullest_slice(mask if truth is None else truth)
     pixels = grey(image[z])
     panels = [("input", pixels)]
     panels += [] if truth is None else [("truth", overlay(pixels, truth[z]))]
     panels += [] if probability is None else [("probability", probability[z])]
+    panels += [] if uncertainty is None else [("uncertainty (white: 1 bit)", uncertainty[z])]
     panels += [("prediction", overlay(pixels, mask[z]))]
     _draw(path, panels, f"z = {z} of {len(image)}")
 

@@ -1,56 +1,57 @@
 """Predictions on files: masks, classes or deblurred volumes, a table and a picture of each."""
 
 import pathlib
-import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from lsmfm_jax.data.label_checks import check_labels
-from lsmfm_jax.data.label_grid import LabelGridError, on_grid_of
-from lsmfm_jax.data.labels import IGNORED, LabelError, LabelValues, label_values, target_of
+from lsmfm_jax.data.labels import IGNORED, label_values
 from lsmfm_jax.metrics.image import image_scores
 from lsmfm_jax.metrics.segmentation import segmentation_scores
 from lsmfm_jax.predict import in_memory
+from lsmfm_jax.predict.ensemble import Ensemble, load_ensemble
 from lsmfm_jax.predict.in_memory import Result, Settings, VoxelSize
 from lsmfm_jax.predict.inputs import Case, PredictionError, find_cases
-from lsmfm_jax.predict.network import Predictor, load_predictor
+from lsmfm_jax.predict.network import Predictor
 from lsmfm_jax.predict.pictures import draw_classification, draw_deblurring, draw_segmentation
 from lsmfm_jax.predict.table import CONFUSION, SUMMARY, TABLE, Row, cell, summarise, write_table
+from lsmfm_jax.predict.truth import class_of, mask_like, truth_like
 from lsmfm_jax.predict.windows import Size
 from lsmfm_jax.scale import Levels
-from lsmfm_jax.store.captions import normalise_key
 from lsmfm_jax.volumes.read import VolumeError, VolumeInfo, read_single, write_nifti
 
+UNCERTAINTY = "_uncertainty.nii.gz"
 LISTED = 5  # failures in a message; the table has all
 
 
 def predict(
-    checkpoint: pathlib.Path,
+    checkpoint: pathlib.Path | Sequence[pathlib.Path],
     inputs: Sequence[pathlib.Path],
     out: pathlib.Path,
     *,
     settings: Settings | None = None,
     window: Size | None = None,
     flips: bool = False,
+    uncertainty: bool = False,
     label_dir: pathlib.Path | None = None,
     overwrite: bool = False,
     print_line: Callable[[str], None] = print,
 ) -> list[Row]:
-    """Predicts on image files of any size with a finetuned run, and writes the results to a folder.
+    """Predicts on image files of any size with a finetuned run, or the mean of several, and writes the results.
 
     The table has a row for each file; where there are truths, `summary.csv` has the means with their intervals.
     NIfTI results have the affine and header of their input. A file that fails does not stop the others: it has
     its reason in the table, and all failures are raised together at the end.
 
     Args:
-        checkpoint: run folder.
+        checkpoint: run folder; several of segmentation: the mean of their probabilities, and the uncertainty.
         inputs: NIfTI, TIFF or .npy files, and folders of them; see `find_cases`.
         out: folder to write; made if absent.
         settings: how; None for the defaults.
         window: ZYX voxels; None: the patch size of the run.
         flips: average over the eight flips.
+        uncertainty: of a single run with `flips`, write how much the flips disagree.
         label_dir: where labels are that do not lie beside their image.
         overwrite: replace results that are there.
         print_line: prints a line.
@@ -59,14 +60,16 @@ def predict(
         The rows of the table.
 
     Raises:
-        PredictionError: a wrong argument, a result that is there already, or files that failed.
+        PredictionError: a wrong argument, a result that is there already, runs that cannot be combined, or files
+            that failed.
         CheckpointError: there is no run, or it is damaged.
     """
     settings = settings or Settings()
-    predictor = load_predictor(checkpoint, window=window, flips=flips)
+    checkpoints = [checkpoint] if isinstance(checkpoint, pathlib.Path) else list(checkpoint)
+    predictor = load_ensemble(checkpoints, window=window, flips=flips, uncertainty=uncertainty)
     task = predictor.task
     if task not in WRITERS:
-        raise PredictionError(f"{checkpoint}: task {task!r} writes no files; those of {', '.join(WRITERS)} do")
+        raise PredictionError(f"{checkpoints[0]}: task {task!r} writes no files; those of {', '.join(WRITERS)} do")
     writer = WRITERS[task]
     return write_cases(
         inputs,
@@ -74,7 +77,7 @@ def predict(
         lambda case: writer.write(predictor, case, out, settings),
         task=task,
         endings=writer.endings,
-        title=f"{task} with {predictor.origin}, windows of {' x '.join(map(str, predictor.window))} voxels"
+        title=f"{task} with {predictor.origin}, windows of {_windows_text(predictor)} voxels"
         f"{', mean of 8 flips' if flips else ''}",
         label_dir=label_dir,
         overwrite=overwrite,
@@ -135,19 +138,32 @@ def write_cases(
     return rows
 
 
-def _segment(predictor: Predictor, case: Case, out: pathlib.Path, settings: Settings) -> Row:
+def _windows_text(predictor: Predictor | Ensemble) -> str:
+    members = predictor.members if isinstance(predictor, Ensemble) else (predictor,)
+    return " and ".join(dict.fromkeys(" x ".join(map(str, one.window)) for one in members))
+
+
+def _segment(predictor: Predictor | Ensemble, case: Case, out: pathlib.Path, settings: Settings) -> Row:
     image, info = read_single(case.path, allow_constant=True)
     truth = mask_like(case, image, info, label_values(predictor.record.get("labels")))
     found = in_memory.segment(predictor, image, info.voxel_size_um, settings)
     probability, mask = found.probability, found.mask
     write_nifti(out / f"{case.name}_mask.nii.gz", mask.astype(np.uint8), like=info)
     write_nifti(out / f"{case.name}_prob.nii.gz", probability, like=info)
-    draw_segmentation(out / f"{case.name}.png", image, probability, mask, None if truth is None else truth == 1)
+    if found.uncertainty is None:
+        # An earlier one, of other runs, would be taken for that of this probability.
+        (out / f"{case.name}{UNCERTAINTY}").unlink(missing_ok=True)
+    else:
+        write_nifti(out / f"{case.name}{UNCERTAINTY}", found.uncertainty, like=info)
+    true = None if truth is None else truth == 1
+    draw_segmentation(out / f"{case.name}.png", image, probability, mask, true, uncertainty=found.uncertainty)
     row = volume_facts(image, info, found.levels) | {
         "threshold": settings.threshold,
         "foreground_frac": float(mask.mean()),
         "mean_probability": float(probability.mean()),
     }
+    if found.uncertainty is not None:
+        row["mean_uncertainty"] = float(found.uncertainty.mean(dtype=np.float64))
     if truth is None:
         return row
     scores = segmentation_scores(mask, truth == 1, annotated=truth != IGNORED)
@@ -159,7 +175,7 @@ def write_classes(predictor: Predictor, case: Case, out: pathlib.Path, settings:
     image, info = read_single(case.path)
     found = in_memory.classify(predictor, image, info.voxel_size_um, settings)
     classes, probabilities = list(found.probabilities), np.array(list(found.probabilities.values()), np.float32)
-    truth = _class_of(case, classes)
+    truth = class_of(case, classes)
     draw_classification(out / f"{case.name}.png", image, probabilities, classes, truth)
     row = volume_facts(image, info, found.levels) | {"class": found.class_name}
     if truth is not None:
@@ -205,72 +221,30 @@ class Writer(NamedTuple):
         takes_constant: whether a volume whose voxels are all the same has a result.
     """
 
-    write: Callable[[Predictor, Case, pathlib.Path, Settings], Row]
+    # Only the writer of segmentation gets an ensemble, as only runs of segmentation are combined.
+    write: Callable[[Any, Case, pathlib.Path, Settings], Row]
     endings: tuple[str, ...]
-    compute: Callable[[Predictor, np.ndarray, VoxelSize, Settings], Result] | None = None
+    compute: Callable[[Any, np.ndarray, VoxelSize, Settings], Result] | None = None
     takes_constant: bool = False
 
 
 WRITERS: dict[str, Writer] = {
-    "segment": Writer(_segment, ("_mask.nii.gz", "_prob.nii.gz", ".png"), in_memory.segment, takes_constant=True),
+    "segment": Writer(
+        _segment, ("_mask.nii.gz", "_prob.nii.gz", UNCERTAINTY, ".png"), in_memory.segment, takes_constant=True
+    ),
     "classify": Writer(write_classes, (".png",), in_memory.classify),
     "deblur": Writer(_deblur, ("_deblurred.nii.gz", ".png"), in_memory.deblur),
 }
 
 
-def truth_like(case: Case, image: np.ndarray, info: VolumeInfo) -> np.ndarray | None:
-    """The truth of a case, if it has one.
-
-    Raises:
-        PredictionError: its shape is not that of the image, or by their affines it does not lie on it.
-    """
-    if case.truth is None:
-        return None
-    truth, truth_info = read_single(case.truth, allow_constant=True)
-    try:
-        truth = on_grid_of(truth, truth_info, like=info, like_shape=image.shape)
-    except LabelGridError as error:
-        raise PredictionError(str(error)) from None
-    if truth.shape != image.shape:
-        raise PredictionError(
-            f"{case.truth}: its shape is {truth.shape}, that of {case.path} {image.shape} (ZYX); they must be equal"
-        )
-    return truth
-
-
-def mask_like(case: Case, image: np.ndarray, info: VolumeInfo, values: LabelValues) -> np.ndarray | None:
-    """The mask of a case, if it has one: 1, 0, and `IGNORED` where nothing is annotated.
-
-    Raises:
-        PredictionError: its shape is not that of the image, or a label value has no meaning.
-    """
-    labels = truth_like(case, image, info)
-    if labels is None:
-        return None
-    try:
-        check_labels(labels, values, source=str(case.truth))
-        return target_of(labels, values, source=str(case.truth))
-    except LabelError as error:
-        raise PredictionError(str(error)) from None
-
-
-def _class_of(case: Case, classes: Sequence[str]) -> str | None:
-    """The class that a file's name or its folder's gives, if it is one of the run's."""
-    named = re.match(r"(.+)_patch_\d+", case.path.name)
-    for name in (named[1] if named else "", case.path.parent.name):
-        if normalise_key(name) in classes:
-            return normalise_key(name)
-    return None
-
-
-def volume_facts(image: np.ndarray, info: VolumeInfo, levels: Levels) -> Row:
-    """What the table has of every volume: shape, voxel size, and the counts that became 0 and 1."""
+def volume_facts(image: np.ndarray, info: VolumeInfo, levels: Levels | tuple[Levels, ...]) -> Row:
+    """What the table has of every volume: shape, voxel size, and the counts that became 0 and 1, for each scale."""
     size = info.voxel_size_um
     return {
         "shape": " ".join(map(str, image.shape)),
         "voxel_size_um": "" if size is None else " ".join(f"{side:g}" for side in size),
-        "scaled_from": levels.low,
-        "scaled_to": levels.high,
+        "scaled_from": levels.low if isinstance(levels, Levels) else " ".join(cell(one.low) for one in levels),
+        "scaled_to": levels.high if isinstance(levels, Levels) else " ".join(cell(one.high) for one in levels),
     }
 
 
