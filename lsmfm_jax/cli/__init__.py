@@ -56,7 +56,18 @@ def _run(arguments: Sequence[str] | None) -> int:
     import argparse
 
     from lsmfm_jax import __version__
-    from lsmfm_jax.cli import conversion, data, evaluation, planning, prediction, ranking, recipes, training, upkeep
+    from lsmfm_jax.cli import (
+        conversion,
+        data,
+        evaluation,
+        experiment,
+        planning,
+        prediction,
+        ranking,
+        recipes,
+        training,
+        upkeep,
+    )
     from lsmfm_jax.cli.failures import set_up_logging
 
     set_up_logging()
@@ -65,7 +76,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for room in (recipes, data, planning, training, prediction, evaluation, ranking, conversion, upkeep):
+    rooms = (recipes, data, planning, training, prediction, evaluation, experiment, ranking, conversion, upkeep)
+    for room in rooms:
         room.add(commands)
     options, rest = parser.parse_known_args(arguments)
     if rest and not getattr(options, "takes_overrides", False):
