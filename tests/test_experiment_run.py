@@ -19,6 +19,8 @@ from tiny_runs import QUICK
 from lsmfm_jax.cli import main
 from lsmfm_jax.experiment.command import describe, run_experiment
 from lsmfm_jax.experiment.grid import DONE, FAILED, expand
+from lsmfm_jax.experiment.load import load_experiment
+from lsmfm_jax.experiment.prepare import with_inputs
 from lsmfm_jax.experiment.runner import projected_hours
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -104,6 +106,34 @@ def test_hours_are_projected_from_cells_of_the_same_kind(patches, tmp_path):
     # Of the second seed six cells of either network are left.
     assert projected_hours(work, cells, jobs=2) == pytest.approx((6 * 1.0 + 6 * 0.5) / 2)
     assert "about 4.50 hours are left with --jobs 2" in describe(experiment, work, jobs=2)[-1]
+
+
+def test_parts_of_an_array_run_each_cell_once(patches, tmp_path, capsys):
+    (tmp_path / "toy.py").write_text(
+        "import pathlib\nfrom experiment_process import declared\n\n"
+        "def get_experiment(variant=''):\n    return declared(pathlib.Path(variant or 'none'))\n"
+    )
+    work = tmp_path / "w"
+    arguments = ["experiment", str(tmp_path / "toy.py"), "--workdir", str(work), "--data", str(patches), "--jobs", "2"]
+    assert main([*arguments, "--part", "1/4"]) == 2
+    assert "is not prepared; run the command with --slurm N first" in capsys.readouterr().err
+    assert main([*arguments, "--slurm", "4"]) == 0
+    script = capsys.readouterr().out
+    assert "#SBATCH --array=1-4\n" in script and f"# {CELLS} cells in 4 parts." in script
+    line = script.splitlines()[-1]
+    assert line == f'exec lsmfm {" ".join(arguments[:4])} --jobs 2 --data {patches} --part "$SLURM_ARRAY_TASK_ID/4"'
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+
+    experiment = with_inputs(load_experiment(str(tmp_path / "toy.py")), data=patches, pretrained=[])
+    sizes = []
+    for number in (1, 2, 3, 4):
+        before = len(_marks(work))
+        assert run_experiment(experiment, work, part=(number, 4), run=stand_in, print_line=lambda line: None) == 0
+        sizes.append(len(_marks(work)) - before)
+    assert sum(sizes) == CELLS and max(sizes) - min(sizes) <= 3
+    assert set(_started(work).values()) == {1} and not (work / "results.csv").exists()
+    assert run_experiment(experiment, work, run=stand_in, print_line=lambda line: None) == 0
+    assert set(_started(work).values()) == {1} and (work / "results.csv").exists()
 
 
 def test_two_at_once_in_one_folder_are_refused(patches, tmp_path):

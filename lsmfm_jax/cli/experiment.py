@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+import shlex
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -19,11 +20,15 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     experiment.add_argument("--jobs", type=_at_least_one, default=1, help="cells at a time (default 1)")
     experiment.add_argument("--dry-run", action="store_true", help="count the cells, project the hours, write nothing")
+    experiment.add_argument(
+        "--slurm", type=_at_least_one, metavar="N", help="print a SLURM array of N parts, run nothing"
+    )
+    experiment.add_argument("--part", type=_part, metavar="I/N", help="run this part of the cells, as the array does")
     experiment.set_defaults(run=_experiment)
 
 
 def _experiment(options: argparse.Namespace) -> int:
-    from lsmfm_jax.experiment.command import describe, run_experiment
+    from lsmfm_jax.experiment.command import array_script, describe, run_experiment
     from lsmfm_jax.experiment.load import load_experiment
     from lsmfm_jax.experiment.prepare import with_inputs
 
@@ -34,10 +39,36 @@ def _experiment(options: argparse.Namespace) -> int:
         return 0
     experiment = with_inputs(experiment, data=options.data, pretrained=options.pretrained)
 
+    if options.slurm is not None:
+        print(array_script(experiment, options.workdir, _without_slurm(options), options.slurm), end="")
+        return 0
+
     def print_line(line: str) -> None:
         print(line, flush=True)
 
-    return run_experiment(experiment, options.workdir, jobs=options.jobs, print_line=print_line)
+    return run_experiment(experiment, options.workdir, jobs=options.jobs, part=options.part, print_line=print_line)
+
+
+def _without_slurm(options: argparse.Namespace) -> str:
+    """The command as a shell takes it; paths are absolute, as a job may start in another folder."""
+    spec = options.experiment
+    path, colon, variant = spec.partition(":")
+    if pathlib.Path(path).is_file():
+        spec = f"{pathlib.Path(path).resolve()}{colon}{variant}"
+    words = ["lsmfm", "experiment", spec, "--workdir", options.workdir.resolve(), "--jobs", options.jobs]
+    if options.data is not None:
+        words += ["--data", options.data.resolve()]
+    for given in options.pretrained:
+        name, _, run = given.partition("=")
+        words += ["--pretrained", f"{name}={pathlib.Path(run).resolve()}"]
+    return shlex.join(map(str, words))
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r}: I/N is needed, from 1/N to N/N")
+    return int(number), int(count)
 
 
 def _at_least_one(text: str) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from lsmfm_jax.data.labelled import find_labelled
 from lsmfm_jax.experiment.commands import Command, CommandFailed, finetune_command, lsmfm, overriding, run_once
 from lsmfm_jax.experiment.declaration import BASELINES, Arm, Experiment, Study
-from lsmfm_jax.experiment.grid import DONE, FAILED, Cell, pretrained_key
+from lsmfm_jax.experiment.grid import DONE, FAILED, Cell, is_done, pretrained_key
 from lsmfm_jax.experiment.scores import Scores, evaluated, predicted_classes, predicted_volumes
 from lsmfm_jax.experiment.splits import Sides, read_sides, split_path
 from lsmfm_jax.files import read_json, read_sealed, replace_json
@@ -55,6 +55,8 @@ def run_cell(place: Place, cell: Cell) -> None:
     """
     folder = place.workdir / cell.key
     with _alone(folder) as handle:
+        if is_done(place.workdir, cell):  # by another process, while this one waited
+            return
         (folder / FAILED).unlink(missing_ok=True)
         start = time.monotonic()
         work = _Work(place, cell, folder, handle)

@@ -81,6 +81,18 @@ def _cell(study: Study, arm: Arm, group: str, size: int, fold: int, seed: int, m
     return Cell(key, study.task, group, arm.name, size, fold, seed, after)
 
 
+def part_of(cells: list[Cell], part: int, parts: int) -> list[Cell]:
+    """The cells of one of several equal parts, 1 to `parts`, with the pretrained runs that they wait for.
+
+    Cells on the same patches with the same seed stay together, and with them the baselines of these patches.
+    """
+    together = dict.fromkeys((cell.seed, cell.fold, cell.task, cell.group, cell.size) for cell in cells if cell.arm)
+    mine = {key for place, key in enumerate(together) if place % parts == part - 1}
+    own = [cell for cell in cells if (cell.seed, cell.fold, cell.task, cell.group, cell.size) in mine]
+    wanted = {key for cell in own for key in cell.after}
+    return [cell for cell in cells if not cell.arm and cell.key in wanted] + own
+
+
 def is_done(workdir: pathlib.Path, cell: Cell) -> bool:
     """Whether a cell carries its mark, which is the last thing that is written of it."""
     return (workdir / cell.key / DONE).is_file()
