@@ -10,7 +10,7 @@ from lsmfm_jax.experiment.declaration import BASELINES, Arm, DataType, Experimen
 from lsmfm_jax.experiment.grid import expand
 from lsmfm_jax.experiment.load import experiments_folder, known_experiments, load_experiment
 from lsmfm_jax.experiment.paper import FEW, MANY, printed
-from lsmfm_jax.experiment.prepare import first_difference, with_inputs
+from lsmfm_jax.experiment.prepare import check_recipes, first_difference, prepare, with_inputs
 
 ARMS = (
     Arm("scratch", "segment_unet:tiny"),
@@ -107,6 +107,22 @@ def test_patches_and_runs_must_be_named_where_none_are_made(tmp_path):
     ready = with_inputs(full, data=tmp_path, pretrained=runs)
     assert ready.folder == str(tmp_path) and {one.path for one in ready.pretrained} == {str(tmp_path)}
     assert len(expand(ready)) == len(expand(full)), "a run that is named is no cell"
+
+
+@pytest.mark.parametrize("spec", ["table1", "table1:tiny", "table2", "table2:tiny", "few_shot", "few_shot:tiny"])
+def test_recipes_of_the_experiments_are_there_and_take_the_keys(spec):
+    check_recipes(load_experiment(spec))
+
+
+def test_a_wrong_key_or_task_of_a_recipe_is_told_before_any_work(tmp_path):
+    for arm, words in (
+        (Arm("x", "segment_unet:tiny", {"optim.learning_rat": 1.0}), "learning_rat"),
+        (Arm("x", "classify_unet:tiny"), "x: classify_unet:tiny is of task 'classify'; 'segment' is needed"),
+    ):
+        wrong = dataclasses.replace(SMALL, studies=(dataclasses.replace(SMALL.studies[0], arms=(arm,)),))
+        with pytest.raises(ValueError, match=words):
+            prepare(wrong, tmp_path / "w")
+    assert not (tmp_path / "w").exists()
 
 
 def test_the_first_difference_of_two_declarations_is_named():

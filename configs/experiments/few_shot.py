@@ -29,12 +29,13 @@ def get_experiment(variant: str = "") -> Experiment:
         recipe, sizes = "segment_unet:tiny", (3, 6)
         of = prefix = "nuclei"
         own = {
-            "model.unet.channels": (8, 16),
+            "model.unet.channels": (4, 8),
             "model.unet.strides": (2,),
-            "model.out_channels": 8,
+            "model.out_channels": 4,
             "data.patch_size": (16, 16, 16),
-            "train.batch_size": 8,
-            "train.epochs": 20,
+            "data.crops_per_patch": 4,
+            "train.batch_size": 4,
+            "train.epochs": 10,
             "train.validate_every_epochs": 5,
             "train.tensorboard": False,
             "train.pictures_every_epochs": 0,

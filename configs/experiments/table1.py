@@ -53,9 +53,9 @@ def _full() -> Experiment:
 
 def _tiny() -> Experiment:
     small = {
-        "model.unet.channels": (8, 16),
+        "model.unet.channels": (4, 8),
         "model.unet.strides": (2,),
-        "model.out_channels": 8,
+        "model.out_channels": 4,
         "train.tensorboard": False,
         "train.pictures_every_epochs": 0,
     }
@@ -63,16 +63,18 @@ def _tiny() -> Experiment:
         **small,
         **ALONE,
         "data.patch_size": (16, 16, 16),
-        "train.batch_size": 8,
-        "train.epochs": 20,
+        "data.crops_per_patch": 4,
+        "train.batch_size": 4,
+        "train.epochs": 10,
         "train.validate_every_epochs": 5,
     }
     pretraining = {
         **small,
         "data.patch_size": (24, 24, 24),
         "data.input_size": (16, 16, 16),
-        "train.epochs": 8,
-        "train.validate_every_epochs": 4,
+        "train.batch_size": 4,
+        "train.epochs": 4,
+        "train.validate_every_epochs": 2,
     }
     types = tuple(DataType(name, name) for name in ("plaques", "nuclei", "vessels"))
     arms = (

@@ -69,15 +69,16 @@ def _arms(task: str) -> tuple[Arm, ...]:
 
 def _tiny() -> Experiment:
     plain = {"train.tensorboard": False, "train.pictures_every_epochs": 0}
-    small = {**plain, "model.unet.channels": (8, 16), "model.unet.strides": (2,), "model.out_channels": 8}
-    crops = {"data.patch_size": (16, 16, 16), "train.batch_size": 8, "train.epochs": 20}
+    small = {**plain, "model.unet.channels": (4, 8), "model.unet.strides": (2,), "model.out_channels": 4}
+    crops = {"data.patch_size": (16, 16, 16), "data.crops_per_patch": 4, "train.batch_size": 4, "train.epochs": 10}
     learning = {**small, **crops, "train.validate_every_epochs": 5}
     pretraining = {
         **small,
         "data.patch_size": (24, 24, 24),
         "data.input_size": (16, 16, 16),
-        "train.epochs": 8,
-        "train.validate_every_epochs": 4,
+        "train.batch_size": 4,
+        "train.epochs": 4,
+        "train.validate_every_epochs": 2,
     }
 
     def arms(task: str) -> tuple[Arm, ...]:

@@ -33,12 +33,12 @@ def _experiment(options: argparse.Namespace) -> int:
     from lsmfm_jax.experiment.prepare import with_inputs
 
     experiment = load_experiment(options.experiment)
+    if options.pretrained or not options.dry_run:
+        experiment = with_inputs(experiment, data=options.data, pretrained=options.pretrained)
     if options.dry_run:
         for line in describe(experiment, options.workdir, jobs=options.jobs):
             print(line)
         return 0
-    experiment = with_inputs(experiment, data=options.data, pretrained=options.pretrained)
-
     if options.slurm is not None:
         print(array_script(experiment, options.workdir, _without_slurm(options), options.slurm), end="")
         return 0

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import logging
 import os
 import pathlib
 import time
@@ -17,6 +18,7 @@ from lsmfm_jax.experiment.scores import Scores, evaluated, predicted_classes, pr
 from lsmfm_jax.experiment.splits import Sides, read_sides, split_path
 from lsmfm_jax.files import read_json, read_sealed, replace_json
 
+log = logging.getLogger(__name__)
 LOG = "log.txt"
 # Of a cell with several methods, as `lsmfm baseline` gives them, the others have names of their own.
 OWN = "prediction"
@@ -75,9 +77,9 @@ def run_cell(place: Place, cell: Cell) -> None:
 def mark_failed(place: Place, cell: Cell, error: Exception) -> str:
     """Writes what went wrong into a cell's folder; gives it as one line."""
     line = str(error) if isinstance(error, CommandFailed) else f"{type(error).__name__}: {error}"
-    log = place.workdir / cell.key / LOG
-    replace_json(place.workdir / cell.key / FAILED, {"error": line, "log": str(log)})
-    return f"{cell.key} failed: {line} (all of it: {log})"
+    output = place.workdir / cell.key / LOG
+    replace_json(place.workdir / cell.key / FAILED, {"error": line, "log": str(output)})
+    return f"{cell.key} failed: {line} (all of it: {output})"
 
 
 @contextlib.contextmanager
@@ -86,7 +88,13 @@ def _alone(folder: pathlib.Path) -> Iterator[int]:
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / ".running", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("%s: a command of an earlier call still works there and is waited for", folder)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a file system without locks: nothing to do but trust that no other call works there
         yield handle
     finally:
         os.close(handle)

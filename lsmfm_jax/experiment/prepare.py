@@ -5,9 +5,11 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lsmfm_jax.config import load_config
 from lsmfm_jax.errors import MissingInput
 from lsmfm_jax.experiment.cells import Place
-from lsmfm_jax.experiment.declaration import Experiment, ExperimentError, Phantoms, as_record
+from lsmfm_jax.experiment.commands import overriding
+from lsmfm_jax.experiment.declaration import BASELINES, Experiment, ExperimentError, Phantoms, as_record
 from lsmfm_jax.experiment.splits import draw_splits, write_splits
 from lsmfm_jax.files import read_sealed, replace_file, replace_json, replacing_folder, seal
 from lsmfm_jax.phantom import write_phantoms
@@ -65,13 +67,32 @@ def _pair(text: str) -> tuple[str, str]:
     return name, path
 
 
+def check_recipes(experiment: Experiment) -> None:
+    """Reads the recipe of every arm and pretrained run with its changes, so that a mistake is told before any work.
+
+    Raises:
+        ConfigError: an unknown recipe or key, or an impossible value.
+        ExperimentError: a recipe of another task.
+    """
+    runs = [(study.task, arm) for study in experiment.studies for arm in study.arms if arm.recipe != BASELINES]
+    runs += [("pretrain", one) for one in experiment.pretrained if one.recipe and not one.path]
+    for task, run in runs:
+        found = load_config(run.recipe, overriding(run.overrides)).task
+        if found != task:
+            raise ExperimentError(
+                f"{experiment.name}: {run.name}: {run.recipe} is of task {found!r}; {task!r} is needed"
+            )
+
+
 def prepare(experiment: Experiment, workdir: pathlib.Path, *, print_line: Callable[[str], None] = print) -> Place:
     """Writes the declaration, generated patches and splits into the workdir, or finds them there unchanged.
 
     Raises:
+        ConfigError: see `check_recipes`.
         ExperimentError: the workdir holds another experiment or other splits, or the patches do not suffice.
         DamagedFile: a record was edited.
     """
+    check_recipes(experiment)
     workdir = workdir.resolve()
     record = as_record(experiment)
     path = workdir / RECORD
