@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 
 from lsmfm_jax.experiment.cells import OWN, Place, read_done, volumes_of
-from lsmfm_jax.experiment.declaration import BASELINES, Study
+from lsmfm_jax.experiment.declaration import DataType, Study
 from lsmfm_jax.experiment.grid import Cell, is_done
 from lsmfm_jax.experiment.paper import FEW, MANY, printed
-from lsmfm_jax.experiment.scores import BLURRED_INPUT, Scores
-from lsmfm_jax.experiment.statistics import difference_of, holm, mean_of, verdict
+from lsmfm_jax.experiment.scores import Scores
+from lsmfm_jax.experiment.statistics import difference_of, holm, mean_of, p_value_of, verdict
 from lsmfm_jax.metrics.intervals import Interval
 
 # Of each task; the first is the one that claims are judged by.
@@ -32,6 +32,7 @@ class Row:
         group: type of data, or `ALL_TYPES`.
         method: arm, or the baseline's name.
         size: annotated patches.
+        against: the arm that it is compared with; empty: none.
         runs: scores of each patch, one entry for each seed.
         volumes: of each patch.
         means: of each metric, with the interval over seeds and volumes.
@@ -42,6 +43,7 @@ class Row:
     group: str
     method: str
     size: int
+    against: str
     runs: list[Scores]
     volumes: dict[str, str]
     means: dict[str, Interval]
@@ -50,11 +52,10 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """That a method is better than another, by the main metric of its task.
+    """That a method is better than the one it is against, by the main metric of its task.
 
     Attributes:
         row: of the method.
-        against: the other method.
         metric: the main one.
         difference: method minus other, on the patches that both have.
         p_value: of the paired bootstrap.
@@ -63,7 +64,6 @@ class Claim:
     """
 
     row: Row
-    against: str
     metric: str
     difference: Interval
     p_value: float
@@ -96,35 +96,47 @@ def _rows_of(place: Place, study: Study, cells: Sequence[Cell]) -> list[Row]:
     rows = []
     for group, types in study.groups.items():
         for size in study.sizes:
-            shots = {study.paper_sizes[0]: FEW, study.paper_sizes[1]: MANY}.get(size) if size else None
             seen: set[str] = set()
             for arm in study.arms:
                 mine = [cell for cell in cells if (cell.group, cell.size, cell.arm) == (group, size, arm.name)]
+                volumes = {patch: of for cell in mine for patch, of in volumes_of(place, cell).items()}
                 for method, runs in _by_method(place, mine).items():
                     name = arm.name if method == OWN else method
                     if name in seen:  # the blurred input is the same for every arm
                         continue
                     seen.add(name)
-                    paper_arm = "PCA" if name == "pca" else "" if arm.recipe == BASELINES else arm.paper
-                    paper_type = types[0].paper
-                    volumes = {patch: of for cell in mine for patch, of in volumes_of(place, cell).items()}
-                    figures = {
-                        metric: printed(study.task, metric, arm=paper_arm, of_type=paper_type, shots=shots)
-                        for metric in METRICS[study.task]
-                        if shots is not None and paper_type and name != BLURRED_INPUT
-                    }
-                    kept = {metric: value for metric, value in figures.items() if value is not None}
-                    rows.append(_row(study.task, group, name, size, runs, volumes, kept))
+                    against = arm.against if method == OWN else ""
+                    called = arm.paper if method == OWN else {"pca": "PCA"}.get(method, "")
+                    paper = _printed(study, types[0], size, called)
+                    rows.append(_row(study.task, group, name, size, against, runs, volumes, paper))
     return rows
 
 
+def _printed(study: Study, of: DataType, size: int, arm: str) -> dict[str, float]:
+    """What the paper prints of this type, size and arm, by metric."""
+    if size not in study.paper_sizes or not of.paper:
+        return {}
+    shots = FEW if size == study.paper_sizes[0] else MANY
+    figures = {
+        metric: printed(study.task, metric, arm=arm, of_type=of.paper, shots=shots) for metric in METRICS[study.task]
+    }
+    return {metric: value for metric, value in figures.items() if value is not None}
+
+
 def _row(
-    task: str, group: str, method: str, size: int, runs: list[Scores], volumes: dict[str, str], paper: dict[str, float]
+    task: str,
+    group: str,
+    method: str,
+    size: int,
+    against: str,
+    runs: list[Scores],
+    volumes: dict[str, str],
+    paper: dict[str, float],
 ) -> Row:
     patches = list(runs[0])
     of = [volumes[patch] for patch in patches]
     means = {metric: mean_of(runs, patches, metric, of) for metric in METRICS[task]}
-    return Row(task, group, method, size, runs, {patch: volumes[patch] for patch in patches}, means, paper)
+    return Row(task, group, method, size, against, runs, {patch: volumes[patch] for patch in patches}, means, paper)
 
 
 def _by_method(place: Place, cells: Sequence[Cell]) -> dict[str, list[Scores]]:
@@ -157,7 +169,7 @@ def _pooled(study: Study, rows: Sequence[Row]) -> list[Row]:
             ]
             # Two channels of one volume are no two volumes: these keep their names.
             volumes = {f"{row.group}/{patch}": volume for row in mine for patch, volume in row.volumes.items()}
-            pooled.append(_row(study.task, ALL_TYPES, method, size, runs, volumes, {}))
+            pooled.append(_row(study.task, ALL_TYPES, method, size, mine[0].against, runs, volumes, {}))
     return pooled
 
 
@@ -165,22 +177,32 @@ def _compared(place: Place, rows: list[Row]) -> Results:
     """Every arm that is declared against another, on the patches that both have."""
     by_place = {(row.task, row.group, row.method, row.size): row for row in rows}
     differences = {}
-    found = []
+    claims = []
     for row in rows:
-        arm = next((arm for arm in place.study(row.task).arms if arm.name == row.method), None)
-        other = by_place.get((row.task, row.group, arm.against, row.size)) if arm and arm.against else None
+        other = by_place.get((row.task, row.group, row.against, row.size))
         patches = [] if other is None else [patch for patch in row.volumes if patch in other.volumes]
         if not patches:
             continue
+        pair = row.runs, other.runs, patches
         volumes = [row.volumes[patch] for patch in patches]
         for metric in METRICS[row.task]:
-            interval, p_value = difference_of(row.runs, other.runs, patches, metric, volumes)
-            differences[row.task, row.group, row.method, row.size, metric] = interval
-            if metric == METRICS[row.task][0]:
-                found.append((row, arm.against, metric, interval, p_value))
-    adjusted = holm([p_value for *_, p_value in found])
-    claims = [
-        Claim(*one, adjusted=value, verdict=verdict(one[3].value, value))
-        for one, value in zip(found, adjusted, strict=True)
+            differences[row.task, row.group, row.method, row.size, metric] = difference_of(*pair, metric, volumes)
+        if _is_claim(place.study(row.task), row):
+            main = METRICS[row.task][0]
+            difference = differences[row.task, row.group, row.method, row.size, main]
+            claims.append((row, main, difference, p_value_of(*pair, main, volumes)))
+    adjusted = holm([p_value for *_, p_value in claims])
+    found = [
+        Claim(*one, adjusted=value, verdict=verdict(one[2].value, value))
+        for one, value in zip(claims, adjusted, strict=True)
     ]
-    return Results(rows, differences, claims)
+    return Results(rows, differences, found)
+
+
+def _is_claim(study: Study, row: Row) -> bool:
+    """Whether a verdict is given: over all types, at the sizes that the paper calls few and many, or at all there are.
+
+    Each further claim makes every verdict harder: single types and sizes between have their differences, no verdicts.
+    """
+    sizes = study.paper_sizes if any(study.paper_sizes) else study.sizes
+    return row.group == (ALL_TYPES if len(study.groups) > 1 else next(iter(study.groups))) and row.size in sizes

@@ -10,7 +10,7 @@ from lsmfm_jax.experiment.cells import Place, mark_failed, read_done, run_cell
 from lsmfm_jax.experiment.grid import Cell, is_done
 
 # Drawing the page takes seconds of a machine that has better things to do.
-PAGE_EVERY_S = 60.0
+PAGE_EVERY_S, PAGE_SHARE = 60.0, 0.05
 
 
 class Outcome(NamedTuple):
@@ -43,7 +43,7 @@ def run_grid(
     waiting = [cell for cell in cells if cell.key not in done]
     failed: dict[str, str] = {}
     running: dict[concurrent.futures.Future, Cell] = {}
-    drawn = time.monotonic()
+    next_page = time.monotonic() + PAGE_EVERY_S
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         while True:
             for cell in [cell for cell in waiting if done.issuperset(cell.after)][: jobs - len(running)]:
@@ -62,9 +62,10 @@ def run_grid(
                 else:
                     raise error
                 print_line(_status(place, cells, cell, done, failed, jobs=jobs))
-            if time.monotonic() - drawn > PAGE_EVERY_S:
+            if (start := time.monotonic()) > next_page:
                 redraw()
-                drawn = time.monotonic()
+                end = time.monotonic()
+                next_page = end + max(PAGE_EVERY_S, (end - start) / PAGE_SHARE)
     return Outcome(failed, [cell.key for cell in waiting])
 
 

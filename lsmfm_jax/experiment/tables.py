@@ -28,7 +28,7 @@ HOW = (
     "Means over seeds and test patches of all folds, with 95 % intervals that resample seeds, volumes, and patches "
     "within volumes. A difference is taken on the same patches. p is two-sided, from the same resamples and widened as "
     "the interval is for few volumes; Holm's p corrects it for all claims of this experiment, and a claim holds below "
-    ".05."
+    ".05. Claims are over all types; differences of single types are in the CSV, without a verdict."
 )
 _COLUMNS = ("task", "type", "method", "size", "metric", "mean", "low", "high", "seeds", "patches", "volumes")
 _COMPARED = ("against", "difference", "difference_low", "difference_high", "p", "p_holm", "verdict", "printed_in_paper")
@@ -55,12 +55,11 @@ def _long(results: Results) -> list[dict[str, object]]:
         for metric, mean in row.means.items():
             line: dict[str, object] = dict(zip(_COLUMNS, (*_key(row), metric, *_numbers(mean)), strict=False))
             line |= {"seeds": len(row.runs), "patches": len(row.volumes), "volumes": mean.units}
-            claim = claims.get(_key(row))
-            if claim is not None:
-                difference = results.differences[(*_key(row), metric)]
-                line["against"] = claim.against
+            difference, claim = results.differences.get((*_key(row), metric)), claims.get(_key(row))
+            if difference is not None:
+                line["against"] = row.against
                 line |= dict(zip(_COMPARED[1:4], _numbers(difference), strict=True))
-                if metric == claim.metric:
+                if claim is not None and metric == claim.metric:
                     line |= {"p": _number(claim.p_value), "p_holm": _number(claim.adjusted), "verdict": claim.verdict}
             line["printed_in_paper"] = row.paper.get(metric, "")
             rows.append(line)
@@ -93,7 +92,7 @@ def claim_rows(results: Results) -> tuple[list[str], list[list[str]]]:
 
 def _claim(claim: Claim) -> list[str]:
     row = claim.row
-    said = f"{row.method} better than {claim.against}"
+    said = f"{row.method} better than {row.against}"
     numbers = [interval_text(claim.difference, sign=True), _p_text(claim.p_value), _p_text(claim.adjusted)]
     return [row.task, row.group, str(row.size), said, TITLES[claim.metric], *numbers, claim.verdict]
 

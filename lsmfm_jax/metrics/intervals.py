@@ -172,7 +172,7 @@ def difference_p_value(
     """Two-sided p-value of the difference: 1 minus the confidence at which `bootstrap_difference` just holds 0.
 
     Twice the share of resamples on the other side of 0, (k + 1) / (r + 1) so that it is never 0, widened for the few
-    volumes as the interval is: with three volumes it cannot fall below about .1, however large the difference. NaN
+    volumes as the interval is: with three volumes it cannot fall below .08 or so, however large the difference. NaN
     with fewer than `MINIMUM_UNITS` volumes. Arguments and errors are those of `bootstrap_difference`.
     """
     _, differences, units = _differences(a, b, volumes, statistic, resamples, seed)
