@@ -32,6 +32,8 @@ def predicted_classes(table: pathlib.Path) -> Scores:
     """
     found: Scores = {}
     for row in _rows(table):
+        if not row.get("truth"):
+            continue  # its class is none that the network knows; the cell says that a patch is missing
         classes = sorted(name.removeprefix("probability_") for name in row if name.startswith("probability_"))
         found[_patch(row)] = {
             "accuracy": float(row["class"] == row["truth"]),
