@@ -7,8 +7,8 @@
 the network without the regression. Thresholds and the regression alone stand beside it in the table.
 
 Variants:
-    (none)  `segment_unet:cpu`, 3 seeds, 63 cells: a night on a few CPU cores
-    tiny    nuclei that are generated, 2 sizes, a network that learns little: minutes
+    (none)  `segment_unet:cpu`, 3 seeds, 63 cells of minutes each on a CPU (not timed as a whole)
+    tiny    nuclei that are generated, 2 sizes, a network that learns little
 
 Hardware: none but a CPU.
 """

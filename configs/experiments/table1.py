@@ -11,7 +11,8 @@ Variants:
     (none)  1,368 cells; a graphics card
     tiny    generated patches and networks that learn little from them, the UNet alone: shows that all of it runs
 
-Hardware: see segment_unet; the tiny variant takes under ten minutes on two quiet CPU cores with --jobs 2.
+Hardware: see segment_unet. The tiny variant is made for a CPU (--jobs 2 on two cores); nobody has timed it on a quiet
+machine yet.
 """
 
 from lsmfm_jax.experiment.declaration import BASELINES, Arm, DataType, Experiment, Phantoms, Pretraining, Study
