@@ -22,8 +22,8 @@ bin="$work/venv/bin"
 
 files="$("$bin/python" -m zipfile --list "$work"/wheel/lsmfm_jax-*.whl | awk '{print $1}')"
 grep -qx lsmfm_jax/py.typed <<<"$files" || fail "no py.typed in the wheel"
-for recipe in "$clone"/configs/*.py; do
-  grep -qx "lsmfm_jax/recipes/$(basename "$recipe")" <<<"$files" || fail "$(basename "$recipe") is not in the wheel"
+for recipe in "$clone"/configs/*.py "$clone"/configs/experiments/*.py; do
+  grep -qx "lsmfm_jax/recipes/${recipe#"$clone"/configs/}" <<<"$files" || fail "$(basename "$recipe") is not in the wheel"
 done
 for part in index.html ranking.css voxels.js pictures.js progress.js ranking.js; do
   grep -qx "lsmfm_jax/ranking/page/$part" <<<"$files" || fail "$part of the ranking page is not in the wheel"
@@ -37,6 +37,8 @@ cd "$work/empty"
 # Not in a pipe: grep leaves at the first match, and what is written to it after that is an error.
 "$bin/lsmfm" recipes >recipes.txt
 grep -q "^pretrain_unet " recipes.txt || fail "lsmfm recipes does not list pretrain_unet"
+"$bin/lsmfm" experiment table1 --workdir nowhere --dry-run >cells.txt
+grep -q "^1368 cells" cells.txt || fail "lsmfm experiment does not count the cells of table1"
 if "$bin/lsmfm" bench tail 2>bench.txt; then fail "lsmfm bench ran without its scripts"; fi
 grep -q "clone the repository" bench.txt || fail "lsmfm bench does not say what to do: $(cat bench.txt)"
 

@@ -9,68 +9,42 @@ finetune alike. A start is a name, `=RUN` where it has first weights, and `;key=
 it. A run whose scores are in WORK is not run again, so a study that was interrupted goes on.
 """
 
-import collections
-import csv
 import json
-import os
 import pathlib
-import subprocess
-import sys
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import outcome
 
 from lsmfm_jax.baselines import best_threshold
 from lsmfm_jax.data.labels import IGNORED, LabelValues, target_of
-from lsmfm_jax.data.mask_folders import volume_of
+from lsmfm_jax.experiment.cells import gather_patches
+from lsmfm_jax.experiment.commands import CommandFailed, finetune_command, lsmfm, run_command
+from lsmfm_jax.experiment.scores import Scores, evaluated
+from lsmfm_jax.experiment.statistics import gains as gains
+from lsmfm_jax.experiment.statistics import summary as summary
 from lsmfm_jax.files import replacing_folder
-from lsmfm_jax.metrics.intervals import Interval, bootstrap_difference, bootstrap_seeds
 from lsmfm_jax.train.weights import read_weights, write_weights
 from lsmfm_jax.volumes.read import read_single
 
 ENDINGS = (".nii.gz", "_label.nii.gz")
-Scores = dict[str, dict[str, float]]  # of each patch, by metric
-
-
-def _lsmfm(*arguments: object, log: pathlib.Path) -> None:
-    """Runs the command line in a process of its own; its output goes to `log`."""
-    command = [sys.executable, "-c", "from lsmfm_jax.cli import main; raise SystemExit(main())", *map(str, arguments)]
-    with log.open("a") as file:
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
-    if code:
-        raise SystemExit(f"lsmfm {arguments[0]} ended with {code}; see {log}")
-
-
-def gather_tests(folder: pathlib.Path, names: Sequence[str], work: pathlib.Path) -> pathlib.Path:
-    """A folder with links to the test patches and their labels, and nothing else."""
-    tests = work / "test"
-    tests.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        for ending in ENDINGS:
-            source, link = (folder / (name + ending)).resolve(), tests / (name + ending)
-            if not source.is_file():
-                raise SystemExit(f"{source} is not there; --folder and --test name NAME.nii.gz and NAME_label.nii.gz")
-            if not link.exists():
-                os.symlink(source, link)
-    return tests
 
 
 def finetune(options: Any, run: pathlib.Path, *, start: str, seed: int) -> None:
     """One finetuning run from `start` (a pretrained run, or '')."""
-    names = {"train_names": tuple(options.train), "validation_names": tuple(options.validate)}
-    chosen = [f"--config.data.{key}={value!r}" for key, value in names.items()]
     weights, *keys = start.split(";")
-    initial = [f"--config.init_from={weights}"] if weights else []
-    own = [f"--config.{key}" for key in keys]
-    labels = {"foreground_labels": options.foreground, "ignore_labels": options.ignore}
-    chosen += [f"--config.data.{key}={tuple(values)!r}" for key, values in labels.items() if values]
-    _lsmfm(
-        *("finetune", "--config", options.config, "--workdir", run, f"--config.data.folder={options.folder}"),
-        *(*chosen, *initial, f"--config.seed={seed}", *options.overrides, *own),
-        log=run.with_suffix(".log"),
+    labels = {"data.foreground_labels": options.foreground, "data.ignore_labels": options.ignore}
+    command = finetune_command(
+        options.config,
+        run,
+        folder=options.folder,
+        train=options.train,
+        validation=options.validate,
+        seed=seed,
+        init_from=weights,
+        overrides={key: tuple(values) for key, values in labels.items() if values},
+        arguments=[*options.overrides, *(f"--config.{key}" for key in keys)],
     )
+    run_command(command, log=run.with_suffix(".log"))
 
 
 def _named(start: str) -> tuple[str, str]:
@@ -90,72 +64,11 @@ def _without_place(start: str) -> str:
 def judge(options: Any, predictions: pathlib.Path, table: pathlib.Path) -> dict[str, Scores]:
     """Scores of every patch, by method, from the table of `lsmfm evaluate`."""
     if not table.exists():
-        _lsmfm(
-            *("evaluate", "--pred", predictions, "--label", options.work / "test", "--out", table),
-            *(("--foreground", ",".join(map(str, options.foreground))) if options.foreground else ()),
-            *(("--ignore", ",".join(map(str, options.ignore))) if options.ignore else ()),
-            log=table.with_suffix(".log"),
-        )
-    scores: dict[str, Scores] = collections.defaultdict(dict)
-    with table.open(newline="") as file:
-        for row in csv.DictReader(file):
-            if row["row"] == "patch":
-                start = list(row).index("volume") + 1
-                metrics = list(row)[start : list(row).index("predictions")]
-                scores[row["method"]][row["patch"]] = {name: float(row[name] or "nan") for name in metrics}
-    return scores
-
-
-def summary(runs: Sequence[Scores]) -> dict[str, Any]:
-    """Means over seeds and patches, with intervals that resample seeds, and patches or whole volumes.
-
-    A distance to an empty mask is infinite, and so is its mean: null here.
-    """
-    patches = list(runs[0])
-    volumes = [volume_of(patch) for patch in patches]
-    found: dict[str, Any] = {}
-    for metric in runs[0][patches[0]]:
-        table = _table(runs, patches, metric)
-        found[metric] = {
-            "mean": _finite(table.mean()),
-            "seeds_and_patches_95": _limits(bootstrap_seeds(table)),
-            "seeds_and_volumes_95": _limits(bootstrap_seeds(table, volumes=volumes)),
-            "of_seeds": [_finite(value) for value in table.mean(axis=1)],
-        }
-    return found
-
-
-def gains(
-    runs: Sequence[Scores], reference: Sequence[Scores], *, metrics: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """What a start gains over another on the same patches: means, and intervals of the paired differences.
-
-    The intervals resample seeds, and patches or whole volumes; those over volumes are null where there is but one.
-    """
-    patches = list(runs[0])
-    volumes = [volume_of(patch) for patch in patches]
-    found: dict[str, Any] = {}
-    for metric in metrics or runs[0][patches[0]]:
-        tables = [_table(of, patches, metric) for of in (runs, reference)]
-        interval = bootstrap_difference(*tables, volumes=volumes)
-        found[metric] = {
-            "mean": _finite(interval.value),
-            "seeds_and_patches_95": _limits(bootstrap_difference(*tables)),
-            "seeds_and_volumes_95": _limits(interval),
-        }
-    return found
-
-
-def _table(runs: Sequence[Scores], patches: Sequence[str], metric: str) -> np.ndarray:
-    return np.array([[scores[patch][metric] for patch in patches] for scores in runs])
-
-
-def _limits(interval: Interval) -> list[float | None]:
-    return [_finite(interval.low), _finite(interval.high)]
-
-
-def _finite(value: float) -> float | None:
-    return round(float(value), 4) if np.isfinite(value) else None
+        values = {"--foreground": options.foreground, "--ignore": options.ignore}
+        given = [text for name, of in values.items() if of for text in (name, ",".join(map(str, of)))]
+        command = lsmfm("evaluate", "--pred", predictions, "--label", options.work / "test", "--out", table, *given)
+        run_command(command, log=table.with_suffix(".log"))
+    return evaluated(table)
 
 
 def _validation(run: pathlib.Path) -> dict[str, float]:
@@ -175,7 +88,8 @@ def predicted(options: Any, run: pathlib.Path, tests: pathlib.Path) -> dict[str,
     """Scores of what a run predicts on the test patches."""
     predictions = run.with_name(run.name + "-predictions")
     if not predictions.exists():
-        _lsmfm("predict", "--checkpoint", run, tests, "--out", predictions, "--batch", 2, log=run.with_suffix(".log"))
+        command = lsmfm("predict", "--checkpoint", run, tests, "--out", predictions, "--batch", 2)
+        run_command(command, log=run.with_suffix(".log"))
     return judge(options, predictions, run.with_suffix(".csv"))
 
 
@@ -194,7 +108,7 @@ def thresholds(options: Any, run: pathlib.Path, tests: pathlib.Path) -> dict[str
     """Thresholds fitted on a run's training patches, and the best on each test patch, chosen with its truth."""
     out = run.parent / "baselines"
     if not out.exists():
-        _lsmfm("baseline", "--run", run, tests, "--out", out, log=run.parent / "baselines.log")
+        run_command(lsmfm("baseline", "--run", run, tests, "--out", out), log=run.parent / "baselines.log")
     found = {
         folder.name: judge(options, folder, out / f"{folder.name}.csv")["prediction"]
         for folder in sorted(path for path in out.iterdir() if path.is_dir())
@@ -213,7 +127,7 @@ def thresholds(options: Any, run: pathlib.Path, tests: pathlib.Path) -> dict[str
 def study(options: Any) -> dict[str, Any]:
     """All starts and seeds, and the thresholds on the patches of the first run."""
     options.work.mkdir(parents=True, exist_ok=True)
-    tests = gather_tests(options.folder, options.test, options.work)
+    tests = gather_patches(options.folder, options.test, options.work / "test")
     methods: dict[str, Any] = {}
     references: dict[str, tuple[str, list[Scores]]] = {}
     others: dict[str, Scores] = {}
@@ -261,7 +175,10 @@ def main() -> None:
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder of the runs")
     parser.add_argument("overrides", nargs="*", help="for every finetune, after --")
     options = parser.parse_args()
-    methods = study(options)
+    try:
+        methods = study(options)
+    except CommandFailed as error:
+        raise SystemExit(f"{error}; the logs are in {options.work}") from error
     facts = outcome.facts("few_shot", device=f"{outcome.cpu_name()}, {outcome.usable_cores()} cores")
     # Where folders lay on this machine does not matter to a reader.
     facts["command"] = "benchmarks/few_shot.py"

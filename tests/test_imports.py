@@ -45,6 +45,8 @@ ALLOWED = {
     "predict": LEAVES | {"config", "files", "train", "tasks", "convert", "baselines", "html_page"},
     # Results of whole brains, and the components of volumes that are read by blocks.
     "evaluate": LEAVES | {"config", "files", "predict"},
+    # It runs the other commands as processes, so it knows neither tasks nor training.
+    "experiment": {"config", "data", "files", "html_page", "metrics", "phantom", "store", "volumes"},
     "ranking": {"data", "volumes", "metrics", "html_page", "files"},
     "api": LEAVES | {"config", "files", "train", "tasks", "predict"},
     "baselines": LEAVES | {"config"},

@@ -61,6 +61,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         conversion,
         data,
         evaluation,
+        experiment,
         planning,
         prediction,
         ranking,
@@ -76,7 +77,11 @@ def _run(arguments: Sequence[str] | None) -> int:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for room in (recipes, data, planning, training, prediction, annotation, evaluation, ranking, conversion, upkeep):
+    rooms = (
+        *(recipes, data, planning, training, prediction, annotation, evaluation, experiment, ranking, conversion),
+        upkeep,
+    )
+    for room in rooms:
         room.add(commands)
     options, rest = parser.parse_known_args(arguments)
     if rest and not getattr(options, "takes_overrides", False):

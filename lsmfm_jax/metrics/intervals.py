@@ -22,6 +22,10 @@ from lsmfm_jax.errors import InputError
 MINIMUM_UNITS = 3
 
 
+# Of a table (seeds s, patches n) and how often each of r resamples has each patch: a figure of each resample and seed.
+Statistic = Callable[[Float[np.ndarray, "s n"], Float[np.ndarray, "r n"]], Float[np.ndarray, "r s"]]
+
+
 class Interval(NamedTuple):
     """A value and where it may lie.
 
@@ -36,6 +40,11 @@ class Interval(NamedTuple):
     low: float
     high: float
     units: int
+
+
+def weighted_mean(table: Float[np.ndarray, "s n"], patches: Float[np.ndarray, "r n"]) -> Float[np.ndarray, "r s"]:
+    """The mean over patches, of each resample and seed; the statistic where no other is named."""
+    return patches @ table.T / patches.sum(1, keepdims=True)
 
 
 def bootstrap_mean(
@@ -78,6 +87,7 @@ def bootstrap_seeds(
     table: Num[np.ndarray, "s n"],
     *,
     volumes: Sequence[str] | None = None,
+    statistic: Statistic = weighted_mean,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -94,6 +104,7 @@ def bootstrap_seeds(
     Args:
         table: one row for each seed, one column for each patch; infinite values make the limits NaN.
         volumes: the volume of each patch; None where each patch is of its own.
+        statistic: of the patches, taken for each seed by itself; the value is its mean over seeds.
         confidence: of the interval.
         resamples: bootstrap samples.
         seed: of the generator.
@@ -107,12 +118,12 @@ def bootstrap_seeds(
     table = _table(table)
     random = np.random.default_rng(seed)
     units = _units(table.shape[1], volumes)
-    value = float(table.mean())
+    value = _value(table, statistic)
     if len(units) < MINIMUM_UNITS or not np.isfinite(table).all():
         return Interval(value, float("nan"), float("nan"), len(units))
     patches = _patch_weights(units, resamples, random)
-    means = _weighted(table, patches, random)
-    return Interval(value, *_limits(means, _expanded(confidence, len(units))), len(units))
+    figures = _over_seeds(statistic(table, patches), random)
+    return Interval(value, *_limits(figures, _expanded(confidence, len(units))), len(units))
 
 
 def bootstrap_difference(
@@ -120,6 +131,7 @@ def bootstrap_difference(
     b: Num[np.ndarray, "t m"],
     *,
     volumes: Sequence[str] | None = None,
+    statistic: Statistic = weighted_mean,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -134,6 +146,7 @@ def bootstrap_difference(
         a: one row for each seed of the first method, one column for each patch.
         b: the same patches in the same order; the number of seeds may differ.
         volumes: see `bootstrap_seeds`.
+        statistic: see `bootstrap_seeds`.
         confidence: see `bootstrap_seeds`.
         resamples: see `bootstrap_seeds`.
         seed: see `bootstrap_seeds`.
@@ -141,17 +154,57 @@ def bootstrap_difference(
     Raises:
         ValueError: as `bootstrap_seeds`, or the two tables have different numbers of patches.
     """
+    value, differences, units = _differences(a, b, volumes, statistic, resamples, seed)
+    if differences is None:
+        return Interval(value, float("nan"), float("nan"), units)
+    return Interval(value, *_limits(differences, _expanded(confidence, units)), units)
+
+
+def difference_p_value(
+    a: Num[np.ndarray, "s n"],
+    b: Num[np.ndarray, "t m"],
+    *,
+    volumes: Sequence[str] | None = None,
+    statistic: Statistic = weighted_mean,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> float:
+    """Two-sided p-value of the difference: 1 minus the confidence at which `bootstrap_difference` just holds 0.
+
+    Twice the share of resamples on the other side of 0, (k + 1) / (r + 1) so that it is never 0, widened for the few
+    volumes as the interval is: with three volumes it cannot fall below .08 or so, however large the difference. NaN
+    with fewer than `MINIMUM_UNITS` volumes. Arguments and errors are those of `bootstrap_difference`.
+    """
+    _, differences, units = _differences(a, b, volumes, statistic, resamples, seed)
+    if differences is None:
+        return float("nan")
+    beyond = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
+    share = min(1.0, 2.0 * (beyond + 1) / (len(differences) + 1))
+    # The inverse of `_expanded`: from the normal distribution to Student's t.
+    narrow = stats.norm.isf(0.5 * share) / np.sqrt(units / (units - 1))
+    return float(2.0 * stats.t.sf(narrow, units - 1))
+
+
+def _differences(
+    a: Num[np.ndarray, "s n"],
+    b: Num[np.ndarray, "t m"],
+    volumes: Sequence[str] | None,
+    statistic: Statistic,
+    resamples: int,
+    seed: int,
+) -> tuple[float, Float[np.ndarray, " r"] | None, int]:
+    """The difference, that of each resample (None where there is nothing to resample), and the number of volumes."""
     a, b = _table(a), _table(b)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"{a.shape[1]} patches against {b.shape[1]}: pairs need the same patches in the same order")
     random = np.random.default_rng(seed)
     units = _units(a.shape[1], volumes)
-    value = float(a.mean() - b.mean())
+    value = _value(a, statistic) - _value(b, statistic)
     if len(units) < MINIMUM_UNITS or not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return Interval(value, float("nan"), float("nan"), len(units))
+        return value, None, len(units)
     patches = _patch_weights(units, resamples, random)
-    differences = _weighted(a, patches, random) - _weighted(b, patches, random)
-    return Interval(value, *_limits(differences, _expanded(confidence, len(units))), len(units))
+    of_a, of_b = (_over_seeds(statistic(table, patches), random) for table in (a, b))
+    return value, of_a - of_b, len(units)
 
 
 def _table(table: Num[np.ndarray, "s n"]) -> Float[np.ndarray, "s n"]:
@@ -174,16 +227,19 @@ def _patch_weights(
     return weights
 
 
-def _weighted(
-    table: Float[np.ndarray, "s n"], patches: Float[np.ndarray, "r n"], random: np.random.Generator
-) -> Float[np.ndarray, " r"]:
-    """Mean of the table in each resample, its seeds drawn here."""
-    count = len(table)
-    seeds = random.multinomial(count, np.full(count, 1 / count), len(patches)) / count
+def _value(table: Float[np.ndarray, "s n"], statistic: Statistic) -> float:
+    """The statistic of all patches, its mean over seeds."""
+    return float(statistic(table, np.ones((1, table.shape[1]))).mean())
+
+
+def _over_seeds(figures: Float[np.ndarray, "r s"], random: np.random.Generator) -> Float[np.ndarray, " r"]:
+    """Mean over seeds of each resample, which are drawn here."""
+    resamples, count = figures.shape
+    seeds = random.multinomial(count, np.full(count, 1 / count), resamples) / count
     if count > 1:
         # Draws of n values vary by (n - 1) / n of what n new ones would: much, where there are three.
         seeds = 1 / count + (seeds - 1 / count) * np.sqrt(count / (count - 1))
-    return ((seeds @ table) * patches).sum(1) / patches.sum(1)
+    return (seeds * figures).sum(1)
 
 
 def _expanded(confidence: float, units: int) -> float:

@@ -1,0 +1,159 @@
+"""Before the first cell: the declaration on record, generated patches where there are no others, the splits."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lsmfm_jax.config import load_config
+from lsmfm_jax.errors import MissingInput
+from lsmfm_jax.experiment.cells import Place
+from lsmfm_jax.experiment.commands import overriding
+from lsmfm_jax.experiment.declaration import BASELINES, Experiment, ExperimentError, Phantoms, as_record
+from lsmfm_jax.experiment.splits import draw_splits, write_splits
+from lsmfm_jax.files import read_sealed, replace_file, replace_json, replacing_folder, seal
+from lsmfm_jax.phantom import write_phantoms
+from lsmfm_jax.store.ingest import ingest
+
+RECORD = "experiment.json"
+
+
+def with_inputs(experiment: Experiment, *, data: pathlib.Path | None, pretrained: Sequence[str]) -> Experiment:
+    """The experiment with the folders that the command line names.
+
+    Args:
+        experiment: as declared.
+        data: folder of labelled patches; None: the declared one, or phantoms.
+        pretrained: `NAME=RUN` each.
+
+    Raises:
+        ExperimentError: an unknown name, or runs and patches that are declared nowhere.
+        MissingInput: a folder is not there.
+    """
+    given = dict(_pair(text) for text in pretrained)
+    known = [one.name for one in experiment.pretrained]
+    for name in given:
+        if name not in known:
+            raise ExperimentError(f"--pretrained {name}: unknown; declared are {', '.join(known) or 'none'}")
+    named = tuple(
+        dataclasses.replace(one, path=given[one.name]) if one.name in given else one for one in experiment.pretrained
+    )
+    for one in named:
+        if one.path and not pathlib.Path(one.path).is_dir():
+            raise MissingInput(f"{one.path}: no such run; name the folder of pretrained run {one.name!r}")
+        if not one.path and not (one.recipe and experiment.phantoms):
+            raise ExperimentError(
+                f"pretrained run {one.name!r} is needed: give --pretrained {one.name}=RUN, a run of lsmfm pretrain"
+            )
+    absolute = tuple(
+        dataclasses.replace(one, path=str(pathlib.Path(one.path).resolve())) if one.path else one for one in named
+    )
+    folder = str(data or experiment.folder)
+    if folder in ("", ".") and data is None:
+        if experiment.phantoms is None:
+            raise ExperimentError(
+                f"{experiment.name} needs labelled patches: give --data FOLDER, or take its variant tiny"
+            )
+        return dataclasses.replace(experiment, pretrained=absolute)
+    if not pathlib.Path(folder).is_dir():
+        raise MissingInput(f"--data {folder}: no such folder; name the one that holds the labelled patches")
+    return dataclasses.replace(experiment, pretrained=absolute, folder=str(pathlib.Path(folder).resolve()))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not equals or not path:
+        raise ExperimentError(f"--pretrained {text}: NAME=RUN is needed")
+    return name, path
+
+
+def check_recipes(experiment: Experiment) -> None:
+    """Reads the recipe of every arm and pretrained run with its changes, so that a mistake is told before any work.
+
+    Raises:
+        ConfigError: an unknown recipe or key, or an impossible value.
+        ExperimentError: a recipe of another task.
+    """
+    runs = [(study.task, arm) for study in experiment.studies for arm in study.arms if arm.recipe != BASELINES]
+    runs += [("pretrain", one) for one in experiment.pretrained if one.recipe and not one.path]
+    for task, run in runs:
+        found = load_config(run.recipe, overriding(run.overrides)).task
+        if found != task:
+            raise ExperimentError(
+                f"{experiment.name}: {run.name}: {run.recipe} is of task {found!r}; {task!r} is needed"
+            )
+
+
+def prepare(experiment: Experiment, workdir: pathlib.Path, *, print_line: Callable[[str], None] = print) -> Place:
+    """Writes the declaration, generated patches and splits into the workdir, or finds them there unchanged.
+
+    Raises:
+        ConfigError: see `check_recipes`.
+        ExperimentError: the workdir holds another experiment or other splits, or the patches do not suffice.
+        DamagedFile: a record was edited.
+    """
+    check_recipes(experiment)
+    workdir = workdir.resolve()
+    record = as_record(experiment)
+    path = workdir / RECORD
+    if path.exists():
+        change = first_difference(read_sealed(path)["experiment"], record)
+        if change:
+            raise ExperimentError(
+                f"{path}: another experiment was begun there: {change}; name another --workdir, or declare it as it was"
+            )
+    elif workdir.is_dir() and any(one.name != ".lock" for one in workdir.iterdir()):
+        raise ExperimentError(f"{workdir}: a folder with other files in it; name an empty --workdir")
+    folder = pathlib.Path(experiment.folder) if experiment.folder else workdir / "phantoms" / "labelled"
+    if experiment.folder:
+        # Before anything is written: too few patches are the commonest mistake.
+        drawn = draw_splits(experiment, folder)
+    if not path.exists():
+        replace_file(path, seal({"experiment": record}))
+    if not experiment.folder or any(not one.path for one in experiment.pretrained):
+        _make_phantoms(experiment, experiment.phantoms, workdir / "phantoms", print_line)
+    if not experiment.folder:
+        drawn = draw_splits(experiment, folder)
+    write_splits(workdir, drawn)
+    return Place(experiment, workdir, folder)
+
+
+def _make_phantoms(
+    experiment: Experiment, phantoms: Phantoms, folder: pathlib.Path, print_line: Callable[[str], None]
+) -> None:
+    how: dict[str, Any] = {"size": phantoms.size, "blurred": True}
+    if not experiment.folder and not (folder / "labelled").exists():
+        print_line(f"generating {phantoms.count} labelled patches in {folder}")
+        with replacing_folder(folder / "labelled") as made:
+            write_phantoms(made, count=phantoms.count, seed=phantoms.seed, layout="flat", **how)
+    mark = folder / "store.json"
+    if any(not one.path for one in experiment.pretrained) and not mark.exists():
+        print_line(f"generating {phantoms.pretraining_count} patches of other volumes for pretraining")
+        source = folder / "pretraining"
+        if not source.exists():
+            with replacing_folder(source) as made:
+                count, seed = phantoms.pretraining_count, phantoms.seed + 1
+                write_phantoms(made, count=count, seed=seed, size=phantoms.size, layout="selma")
+        summary = ingest(layout="selma", root=source, out=folder / "store", captions=[source / "captions.json"])
+        replace_json(mark, {"store": summary.text()})
+
+
+def first_difference(before: Any, after: Any, where: str = "") -> str:
+    """The first entry in which two declarations differ, as `studies.0.sizes: [5] -> [5, 15]`; empty where none."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        keys = sorted(before.keys() | after.keys())
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        keys = range(len(before))
+    else:
+        return "" if before == after else f"{where}: {_short(before)} -> {_short(after)}"
+    for key in keys:
+        pair = [one.get(key) if isinstance(one, Mapping) else one[key] for one in (before, after)]
+        found = first_difference(*pair, f"{where}.{key}" if where else str(key))
+        if found:
+            return found
+    return ""
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
