@@ -1,11 +1,11 @@
-"""Which boxes are chosen: the most uncertain that do not overlap, in tissue, shared out over volumes."""
+"""Which boxes are chosen: the most uncertain that do not overlap, shared out over volumes."""
 
 import itertools
 
 import numpy as np
 import pytest
 
-from lsmfm_jax.predict.box_choice import best_boxes, box_means, padding_and_tissue, round_robin
+from lsmfm_jax.predict.box_choice import best_boxes, box_means, padding_of, round_robin
 
 
 def noisy(shape, seed=0, level=300):
@@ -43,25 +43,32 @@ def test_the_most_uncertain_boxes_are_taken_without_overlap():
     assert len(best_boxes(uncertainty[:12, :12, :12], noisy((12, 12, 12)), size=size, count=5)) == 1
 
 
-def test_padding_and_what_is_outside_of_the_tissue_are_left_out():
+def test_padding_is_left_out():
     image = noisy((24, 24, 48))
-    image[:, :, :24] = 0
     uncertainty = np.zeros(image.shape, np.float32)
     uncertainty[:, :, :24] = 1.0  # only where there is nothing
     uncertainty[4:12, 4:12, 30:38] = 0.2
-    padding, tissue = padding_and_tissue(image)
-    assert padding[:, :, :24].all() and not padding[:, :, 24:].any() and tissue[:, :, 24:].all()
-    for corner, _ in best_boxes(uncertainty, image, size=(8, 8, 8), count=5):
-        assert (image[tuple(slice(start, start + 8) for start in corner)] == 0).mean() <= 0.1
-    # A camera's dark counts around a specimen are no padding, but no tissue either.
-    image[:, :, :24] = noisy((24, 24, 24), seed=2, level=40)
-    padding, tissue = padding_and_tissue(image)
-    assert not padding.any() and tissue[:, :, 26:].all() and not tissue[:, :, :22].any()
-    found = best_boxes(uncertainty, image, size=(8, 8, 8), count=5)
-    assert found and all(corner[2] >= 18 for corner, _ in found)
+    for value in (0, 65535):
+        image[:, :, :24] = value
+        padding = padding_of(image)
+        assert padding[:, :, :24].all() and not padding[:, :, 24:].any()
+        for corner, _ in best_boxes(uncertainty, image, size=(8, 8, 8), count=5):
+            assert (image[tuple(slice(start, start + 8) for start in corner)] == value).mean() <= 0.1
     # Single zeros are dark voxels, as in images of 8 bits.
     dark = np.random.default_rng(3).poisson(1.0, (12, 12, 12)).astype(np.uint8)
-    assert (dark == 0).mean() > 0.3 and not padding_and_tissue(dark)[0].any()
+    assert (dark == 0).mean() > 0.3 and not padding_of(dark).any()
+
+
+def test_sparse_bright_objects_on_a_dark_ground_give_boxes():
+    # Uncertain at one object of several; a rule that took the objects alone for tissue would leave all boxes out.
+    image = noisy((48, 48, 48), level=100)
+    for place in (8, 24, 40):
+        image[place - 2 : place + 2, place - 2 : place + 2, place - 2 : place + 2] = 5000
+    uncertainty = np.zeros(image.shape, np.float32)
+    uncertainty[20:28, 20:28, 20:28] = 0.5
+    (corner, mean), *_ = best_boxes(uncertainty, image, size=(16, 24, 24), count=5)
+    assert all(start <= 20 and start + side >= 28 for start, side in zip(corner, (16, 24, 24), strict=True))
+    assert mean == pytest.approx(0.5 * 8**3 / (16 * 24 * 24))
 
 
 def test_padding_alone_gives_no_box():

@@ -133,7 +133,7 @@ def test_what_cannot_be_used_is_refused_and_nothing_is_written(disagreeing, tmp_
     empty = save(tmp_path / "padded.nii.gz", padded)
     refused = {
         "its 10 x 14 x 14 voxels (ZYX) are fewer than a box of 12 x 12 x 12 takes": {"inputs": [small]},
-        "no box of 12 x 12 x 12 voxels lies in tissue": {"inputs": [empty]},
+        "no box of 12 x 12 x 12 voxels is left: all have too much padding": {"inputs": [empty]},
         "--count 0: from 1 to 1000": {"inputs": [small], "count": 0},
         "no such file or folder": {"inputs": [tmp_path / "absent.nii.gz"]},
     }

@@ -7,23 +7,17 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Bool, Float, Num, Shaped
 
-from lsmfm_jax.scale import tissue_blocks
-
 Size = tuple[int, int, int]
 Item = TypeVar("Item")
 
-# Of a box: at most so much may be padding, and at least so much tissue. Tissue is told on a coarse map, which in an
-# image of sparse bright objects may hold the objects' surroundings alone.
+# Of a box at most so much may be padding. What is dark around a specimen counts: runs can disagree at its border.
 MOST_PADDING_FRAC = 0.1
-LEAST_TISSUE_FRAC = 0.5
-# Voxels along each side of a block of that map. A block of nothing but exact zeros is padding; a single zero is dark.
+# Voxels along each side of a block. One whose voxels are all the same is padding; no camera records that.
 BLOCK = 6
 
 
-def padding_and_tissue(
-    image: Num[np.ndarray, "z y x"],
-) -> tuple[Bool[np.ndarray, "z y x"], Bool[np.ndarray, "z y x"]]:
-    """Which voxels of an image are padding (blocks of exact zeros), and which are tissue as intensity scales have it.
+def padding_of(image: Num[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:
+    """Which voxels of an image are padding: those of blocks that hold one value alone.
 
     Args:
         image: raw counts.
@@ -32,12 +26,10 @@ def padding_and_tissue(
     widths = [(0, count * BLOCK - size) for count, size in zip(grid, image.shape, strict=True)]
     z, y, x = grid
     blocks = np.pad(image, widths, mode="edge").reshape(z, BLOCK, y, BLOCK, x, BLOCK)
-    padding = (blocks == 0).all(axis=(1, 3, 5))
-    means = blocks.mean(axis=(1, 3, 5), dtype=np.float64)
-    # Padding would be taken for the outside of a specimen whose own outside is then taken for tissue.
-    known = None if padding.all() else ~padding
-    tissue = tissue_blocks(np.log2(np.maximum(means, 1.0)).astype(np.float32), known=known) & ~padding
-    return _in_voxels(padding, image.shape), _in_voxels(tissue, image.shape)
+    padding = blocks.min(axis=(1, 3, 5)) == blocks.max(axis=(1, 3, 5))
+    for axis in range(3):
+        padding = np.repeat(padding, BLOCK, axis)
+    return padding[tuple(slice(size) for size in image.shape)]
 
 
 def box_means(values: Shaped[np.ndarray, "z y x"], size: Size) -> Float[np.ndarray, "a b c"]:
@@ -61,8 +53,8 @@ def best_boxes(
 ) -> list[tuple[Size, float]]:
     """The boxes of the highest mean uncertainty that do not overlap: the best one, the best beside it, and so on.
 
-    Boxes with more than `MOST_PADDING_FRAC` of padding or less than `LEAST_TISSUE_FRAC` of tissue are none. Of equal
-    ones the first along Z, Y, X is taken, so that the same volume always gives the same boxes.
+    Boxes with more than `MOST_PADDING_FRAC` of padding are none. Of equal ones the first along Z, Y, X is taken, so
+    that the same volume always gives the same boxes.
 
     Args:
         uncertainty: of each voxel.
@@ -73,10 +65,8 @@ def best_boxes(
     Returns:
         First voxel (Z, Y, X) and mean uncertainty of each, the most uncertain first.
     """
-    padding, tissue = padding_and_tissue(image)
     means = box_means(uncertainty, size)
-    means[box_means(padding, size) > MOST_PADDING_FRAC + 1e-9] = -np.inf
-    means[box_means(tissue, size) < LEAST_TISSUE_FRAC - 1e-9] = -np.inf
+    means[box_means(padding_of(image), size) > MOST_PADDING_FRAC + 1e-9] = -np.inf
     found: list[tuple[Size, float]] = []
     while len(found) < count:
         z, y, x = (int(place) for place in np.unravel_index(means.argmax(), means.shape))
@@ -110,10 +100,3 @@ def round_robin(
         taken += sorted(left, key=lambda one: (-value(one[1]), one[0]))
         if not left or len(taken) >= count:
             return taken[:count]
-
-
-def _in_voxels(blocks: Bool[np.ndarray, "a b c"], shape: Sequence[int]) -> Bool[np.ndarray, "z y x"]:
-    for axis in range(3):
-        blocks = np.repeat(blocks, BLOCK, axis)
-    z, y, x = shape
-    return blocks[:z, :y, :x]

@@ -41,8 +41,8 @@ def propose_boxes(
 
     Uncertainty is how much several runs disagree (`uncertainty.mutual_information`), for one run with `flips` how much
     its flips do, and else the entropy of the run's probability. Boxes are taken in turns from the volumes, so that no
-    volume has more than its share, and do not overlap. Padding and what lies outside of the tissue is left out. Nothing
-    is drawn by chance: the same images and runs give the same boxes.
+    volume has more than its share, and do not overlap. Padding is left out. Nothing is drawn by chance: the same images
+    and runs give the same boxes.
 
     Args:
         checkpoints: run folders of segmentation.
@@ -90,8 +90,7 @@ def propose_boxes(
     chosen = [one for _, one in round_robin(groups, count=count, value=lambda one: one.mean_uncertainty)]
     if not chosen:
         raise PredictionError(
-            f"no box of {_text(size)} voxels lies in tissue: all have too much padding, or too little tissue; name a "
-            "smaller --size, or other images"
+            f"no box of {_text(size)} voxels is left: all have too much padding; name a smaller --size, or other images"
         )
     rows = _write(out, chosen, size=size, measure=measure)
     share = -(-count // len(groups))
