@@ -255,7 +255,7 @@ def test_a_run_is_resumed_bitwise_and_read_as_merged(mixer, patches, tmp_path):
         "data.crops_per_patch": 4,
         "data.folder": str(patches),
         "train.epochs": 4,
-        "train.checkpoint_every_epochs": 2,
+        "train.checkpoint_every_epochs": 1,
         "encoder.lora_alpha": 0.0,
     }
     config = _config("segment", "mixer", **settings)
@@ -263,7 +263,7 @@ def test_a_run_is_resumed_bitwise_and_read_as_merged(mixer, patches, tmp_path):
     with pytest.raises(RuntimeError, match="pulled plug"):
         _runs(config, tmp_path / "stopped", stop_after=3)
     again = _runs(config, tmp_path / "stopped")
-    assert any(re.match(r"resumed from .* at step 2", line) for line in again)
+    assert any(re.match(r"resumed from .* at step 2", line) for line in again), again
     assert whole[-1].startswith("state ") and again[-1] == whole[-1]
 
     # On disk: the kernel as it was, and the factors.
