@@ -1,0 +1,45 @@
+"""Intensity scales: what becomes of raw counts before a network sees them, the same in training and prediction.
+
+Brains differ in gain, background and staining, so raw counts mean something else in each. Four scales:
+
+    percentile   two percentiles of the volume become 0 and 1 (paper, section 3.1)
+    log_ratio    log2 of the ratio to the tissue's median level, from -1 (half of it) at 0 to 4 (16 times) at 1
+    local        the same to the background around each voxel: a Gaussian mean of the tissue near it
+    z_score      standard deviations from the tissue's mean, from -3 at 0 to 12 at 1
+
+The last three look at the tissue alone. A patch can lie mostly outside of it, where a camera records a few hundred
+counts: a median over all voxels would then be that of nothing. Tissue is told from the outside by Otsu's threshold on
+the logarithm of a coarse map, if the two sides differ at least twofold; else all is tissue. No number in this rule
+belongs to a microscope. Tissue thinner than a block of the map (half a sigma) is not seen.
+
+What these need of a volume comes from one pass over it, in `Survey`, of which a map of block means is kept. So a whole
+brain is measured once, in memory that is a small part of it, and each tile gets the values that its voxels have in
+the whole.
+"""
+
+from lsmfm_jax.scale.levels import (
+    DEVIATIONS,
+    OCTAVES,
+    SCALES,
+    Levels,
+    Scale,
+    ScaleError,
+    levels_of,
+    scale_of,
+)
+from lsmfm_jax.scale.survey import Survey, measure, survey_bytes, tissue_blocks
+
+__all__ = [
+    "DEVIATIONS",
+    "OCTAVES",
+    "SCALES",
+    "Levels",
+    "Scale",
+    "ScaleError",
+    "Survey",
+    "levels_of",
+    "measure",
+    "scale_of",
+    "survey_bytes",
+    "tissue_blocks",
+]

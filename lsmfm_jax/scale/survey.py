@@ -1,0 +1,171 @@
+"""One pass over a volume, in which its levels are measured; see the package's docstring for how tissue is told."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Num, Shaped
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+
+from lsmfm_jax.scale.levels import DEVIATIONS, OCTAVES, Levels, Map, Scale, ScaleError, Size, Volume, log_counts
+
+# Tissue is at least this many octaves brighter than what is outside of it: twice.
+TISSUE_OCTAVES = 1.0
+# Below this share of tissue around a voxel the level of the whole volume stands in for the local one.
+LEAST_SHARE = 0.05
+# Sums and counts of each block while a volume is read, then maps of means, tissue and background made of them.
+_SURVEY_BYTES_A_BLOCK = 64
+
+
+class Survey:
+    """One pass over a volume, tile by tile, for the scales that look at the tissue: block means of the logarithm.
+
+    Tiles may come in any order and must cover each voxel once. Blocks are counted from the volume's first voxel, so
+    tiles that begin at multiples of `block` are quickest; others are right as well.
+
+    Args:
+        scale: which statistics are needed.
+        shape: of the volume.
+        voxel_size_um: ZYX, for a sigma in micrometres.
+    """
+
+    def __init__(self, scale: Scale, shape: Sequence[int], voxel_size_um: Sequence[float] | None = None) -> None:
+        self.scale, self.shape = scale, tuple(int(size) for size in shape)
+        self.sigmas = _sigmas(scale, voxel_size_um)
+        self.block = _block(self.sigmas)
+        grid = _grid(self.shape, self.block)
+        self._sums = np.zeros(grid, np.float64)
+        # Exact: a block has far fewer than the 2^24 voxels up to which float32 counts.
+        self._counts = np.zeros(grid, np.float32)
+        self._squares = np.zeros(grid if scale.name == "z_score" else (0, 0, 0), np.float64)
+
+    def add(self, tile: Volume, origin: Sequence[int] = (0, 0, 0)) -> None:
+        """Takes the raw counts of a tile into account, `origin` being its first voxel's place in the volume."""
+        z_score = self.scale.name == "z_score"
+        logs = tile.astype(np.float32) if z_score else log_counts(tile, self.scale.offset_counts)
+        where, sums = _block_sums(logs, origin, self.block)
+        self._sums[where] += sums
+        self._counts[where] += _block_sums(np.ones((1, 1, 1)), origin, self.block, shape=tile.shape)[1]
+        if z_score:
+            self._squares[where] += _block_sums(logs.astype(np.float64) ** 2, origin, self.block)[1]
+
+    def levels(self) -> Levels:
+        """What was measured.
+
+        Raises:
+            ScaleError: no tile was added.
+        """
+        if not self._counts.any():
+            raise ScaleError("no voxel was measured: the volume is empty; give one with voxels")
+        means = (self._sums / np.maximum(self._counts, 1.0)).astype(np.float32)
+        logs = np.log2(np.maximum(means, 1.0)) if self.scale.name == "z_score" else means
+        # A quarter of the background's sigma: half a block, where blocks are not of one voxel.
+        spread = [sigma / 4 / block for sigma, block in zip(self.sigmas, self.block, strict=True)]
+        tissue = tissue_blocks(logs, known=self._counts > 0, spread=spread)
+        weights = self._counts * tissue
+        share = float(weights.sum() / self._counts.sum())
+        if self.scale.name == "z_score":
+            total = weights.sum()
+            mean = float((self._sums * tissue).sum() / total)
+            deviation = math.sqrt(max(float((self._squares * tissue).sum() / total) - mean**2, 0.0)) or 1.0
+            low, high = (mean + number * deviation for number in DEVIATIONS)
+            return Levels(self.scale, low, high, block=self.block, tissue_frac=share)
+        level = float(np.median(means[tissue]))
+        background = None
+        if self.scale.name == "local":
+            background = self._background(means, weights, level)
+        low, high = (self.scale.offset_counts + 2.0 ** (level + octave) for octave in OCTAVES)
+        return Levels(self.scale, low, high, level, background, self.block, share)
+
+    def _background(self, means: Map, weights: Map, level: float) -> Map:
+        sigmas = [sigma / block for sigma, block in zip(self.sigmas, self.block, strict=True)]
+        # Full blocks weigh one; the mean is over tissue alone, so that the outside does not darken its border.
+        weights = (weights / math.prod(self.block)).astype(np.float32)
+        share = ndimage.gaussian_filter(weights, sigmas, truncate=2.5)
+        total = ndimage.gaussian_filter(means * weights, sigmas, truncate=2.5)
+        return np.where(share > LEAST_SHARE, total / np.maximum(share, LEAST_SHARE), np.float32(level))
+
+
+def survey_bytes(scale: Scale, shape: Sequence[int], voxel_size_um: Sequence[float] | None = None) -> tuple[int, int]:
+    """Memory that measuring a volume for a scale takes at its peak, and what its levels take afterwards, in bytes.
+
+    Both grow with the volume, though slowly: by blocks, of 216 voxels for a sigma of 12.
+    """
+    if scale.name == "percentile":
+        return 0, 0
+    blocks = math.prod(_grid(shape, _block(_sigmas(scale, voxel_size_um))))
+    return _SURVEY_BYTES_A_BLOCK * blocks, 4 * blocks if scale.name == "local" else 0
+
+
+def measure(volume: Volume, scale: Scale, voxel_size_um: Sequence[float] | None = None) -> Levels:
+    """The levels of a volume that is in memory."""
+    if scale.name == "percentile":
+        low, high = (float(value) for value in np.percentile(volume, scale.percentiles))
+        return Levels(scale, low, high)
+    survey = Survey(scale, volume.shape, voxel_size_um)
+    survey.add(volume)
+    return survey.levels()
+
+
+def tissue_blocks(
+    logs: Map, *, known: Shaped[np.ndarray, "a b c"] | None = None, spread: Sequence[float] = (0.5, 0.5, 0.5)
+) -> Shaped[np.ndarray, "a b c"]:
+    """Which blocks are tissue: those above Otsu's threshold if the two sides are twofold apart, else all.
+
+    Args:
+        logs: log2 of counts of each block.
+        known: blocks that were measured.
+        spread: standard deviation of a smoothing before, in blocks, so that single objects do not decide.
+    """
+    known = np.ones(logs.shape, bool) if known is None else known
+    smooth = ndimage.gaussian_filter(logs, spread, mode="nearest")
+    values = smooth[known]
+    if values.max() - values.min() < TISSUE_OCTAVES:
+        return known
+    threshold = threshold_otsu(values)
+    # Both before and after smoothing: the smooth map alone would spread thin tissue over what is outside.
+    above = known & (smooth > threshold) & (logs > threshold)
+    below = known & ~above
+    if not above.any() or np.median(logs[above]) - np.median(logs[below]) < TISSUE_OCTAVES:
+        return known
+    return above
+
+
+def _sigmas(scale: Scale, voxel_size_um: Sequence[float] | None) -> tuple[float, float, float]:
+    if scale.sigma_um and voxel_size_um is not None:
+        z, y, x = (max(scale.sigma_um / size, 0.5) for size in voxel_size_um)
+        return z, y, x
+    return (scale.sigma_voxels,) * 3
+
+
+def _block(sigmas: Sequence[float]) -> Size:
+    """Two blocks a sigma: a Gaussian mean is smooth enough to be drawn from that."""
+    z, y, x = (max(1, math.floor(sigma / 2)) for sigma in sigmas)
+    return z, y, x
+
+
+def _grid(shape: Sequence[int], block: Size) -> Size:
+    """How many blocks a volume has."""
+    z, y, x = (-(-size // side) for size, side in zip(shape, block, strict=True))
+    return z, y, x
+
+
+def _block_sums(
+    values: Num[np.ndarray, "z y x"], origin: Sequence[int], block: Size, *, shape: Sequence[int] | None = None
+) -> tuple[tuple[slice, ...], Float[np.ndarray, "a b c"]]:
+    """Sums over the blocks that a tile touches, and where those blocks are.
+
+    With `shape`, `values` is a single number that stands at every voxel of a tile of that shape.
+    """
+    sums, where = np.asarray(values, np.float64 if values.dtype == np.float64 else np.float32), []
+    for axis, (size, start, side) in enumerate(zip(shape or values.shape, origin, block, strict=True)):
+        first, last = start // side, (start + size - 1) // side
+        where.append(slice(first, last + 1))
+        edges = np.maximum(np.arange(first, last + 1) * side - start, 0)
+        if shape is None:
+            sums = np.add.reduceat(sums, edges, axis=axis)
+        else:
+            lengths = np.diff([*edges, size]).reshape([-1 if other == axis else 1 for other in range(3)])
+            sums = sums * lengths
+    return tuple(where), sums
