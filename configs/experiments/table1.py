@@ -9,7 +9,7 @@ regression of single voxels. The networks are judged alone, without that regress
 
 Variants:
     (none)  1,368 cells; a graphics card
-    tiny    generated patches and networks that learn little from them, the UNet alone: shows that all of it runs
+    tiny    generated patches and networks that learn little from them, the UNet alone
 
 Hardware: see segment_unet. The tiny variant is made for a CPU (--jobs 2 on two cores); nobody has timed it on a quiet
 machine yet.
