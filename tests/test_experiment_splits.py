@@ -13,6 +13,7 @@ from lsmfm_jax.experiment.splits import draw_splits, read_sides, split_path
 from lsmfm_jax.files import DamagedFile, read_sealed
 
 ARMS = (Arm("scratch", "segment_unet:tiny"),)
+CLASSIFYING = (Arm("scratch", "classify_unet:tiny"),)
 TYPES = (DataType("blob", "blob"), DataType("tube_ch1", "tube", channels=(1,)))
 STUDY = Study("segment", TYPES, ARMS, sizes=(4, 8))
 EXPERIMENT = Experiment("toy", (STUDY,), seeds=(1,))
@@ -147,7 +148,10 @@ def test_a_changed_split_patch_or_declaration_is_refused_in_one_line(experiment,
             r"segment/blob: 18 patches of 6 volumes in .*; size 40 needs 40 of them beside 2 for testing",
         ),
         ({"types": (DataType("none", "nothing"),)}, "of the 42 there none fits"),
-        ({"task": "classify", "sizes": (3,)}, "classify/tube_ch1: size 3 leaves 1 patches; each class needs 2"),
+        (
+            {"task": "classify", "arms": CLASSIFYING, "sizes": (3,)},
+            "classify/tube_ch1: size 3 leaves 1 patches; each class needs 2",
+        ),
     ],
 )
 def test_too_little_data_is_told_before_anything_is_written(changes, words, experiment, tmp_path):
@@ -164,7 +168,7 @@ def test_more_folds_than_volumes_are_refused(experiment, tmp_path):
 
 def test_classes_share_a_size_out_and_test_on_each(patches, tmp_path):
     classes = tuple(DataType(name, name) for name in ("blob", "tube"))
-    study = Study("classify", classes, ARMS, sizes=(9,))
+    study = Study("classify", classes, CLASSIFYING, sizes=(9,))
     place = prepare(Experiment("c", (study,), folder=str(patches), seeds=(1,)), tmp_path / "w")
     for fold in (1, 2, 3):
         sides = read_sides(split_path(place.workdir, "classify", "classes", fold), 9)
