@@ -6,13 +6,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lsmfm_jax.errors import LsmfmError
 from lsmfm_jax.files import replace_json
 
 PROGRAM = "from lsmfm_jax.cli import main; raise SystemExit(main())"
 Command = tuple[str, ...]
 
 
-class CommandFailed(RuntimeError):
+class CommandFailed(LsmfmError, RuntimeError):
     """A command ended with an error; the message has its last line."""
 
 
