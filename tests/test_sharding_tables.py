@@ -4,7 +4,6 @@ import difflib
 import math
 
 import jax
-import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 from sharding_tables import GOLDEN, MESHES, RECIPES, pretend_mesh, state_shapes, table
@@ -62,12 +61,20 @@ def test_a_large_leaf_without_a_rule_is_an_error_that_names_it():
         split_of("params/memory_bank", (4096, 64), 8)
 
 
+# Pretraining has no low-rank factors; finetuning does.
+FACTORS = "params/lora/transformer/stage_0/block_0/attention/qkv_kernel/a"
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_rule_is_used(recipe):
     import re
 
-    used = set()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state_shapes(recipe)):
-        if np.prod(leaf.shape) > 1:
-            used |= {rule.pattern for rule in SPLIT_RULES if re.search(rule.pattern, leaf_path(path))}
+    paths = [
+        leaf_path(path) for path, leaf in jax.tree_util.tree_leaves_with_path(state_shapes(recipe)) if leaf.size > 1
+    ]
+    used = {rule.pattern for path in [*paths, FACTORS] for rule in SPLIT_RULES if re.search(rule.pattern, path)}
     assert used == {rule.pattern for rule in SPLIT_RULES}
+
+
+def test_low_rank_factors_stay_whole():
+    assert split_of(FACTORS, (4096, 64), 8) == PartitionSpec()
