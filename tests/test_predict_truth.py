@@ -25,7 +25,7 @@ def network(monkeypatch):
         return np.where(windows >= 0.5, 0.9, 0.6 * (windows.max() == 0))
 
     predictor = Predictor("segment", record, "a threshold", (16, 16, 16), Scale(), apply=bright)
-    monkeypatch.setattr("lsmfm_jax.predict.run.load_predictor", lambda *_, **__: predictor)
+    monkeypatch.setattr("lsmfm_jax.predict.run.load_ensemble", lambda *_, **__: predictor)
     return record
 
 

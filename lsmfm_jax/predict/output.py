@@ -15,7 +15,8 @@ import numpy as np
 import tensorstore
 from jaxtyping import Num, Shaped
 
-from lsmfm_jax.files import canonical_json, replace_file
+from lsmfm_jax.files import canonical_json
+from lsmfm_jax.predict.alike import write_alike
 from lsmfm_jax.predict.inputs import PredictionError
 from lsmfm_jax.predict.memory import give_back
 from lsmfm_jax.predict.plan import Size
@@ -128,7 +129,7 @@ def describe(root: pathlib.Path, images: Sequence[Image], *, geometry: Geometry,
 
 def _write(folder: pathlib.Path, metadata: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / "zarr.json", canonical_json(metadata, indent=1))
+    write_alike(folder / "zarr.json", canonical_json(metadata, indent=1))
 
 
 def _group(facts: dict[str, Any]) -> dict[str, Any]:

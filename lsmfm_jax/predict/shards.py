@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from lsmfm_jax.files import DamagedFile, read_sealed, replace_file, seal, sha256, sync_folder
+from lsmfm_jax.predict.alike import write_alike
 from lsmfm_jax.predict.inputs import PredictionError
 from lsmfm_jax.predict.output import Image, shard_file
 from lsmfm_jax.predict.plan import Plan, Size
@@ -68,7 +69,7 @@ def write_record(root: pathlib.Path, record: Record) -> None:
     if facts.levels.background is not None:
         arrays["background"] = facts.levels.background
     np.savez(maps, **arrays)
-    replace_file(folder / MAPS, maps.getvalue())
+    write_alike(folder / MAPS, maps.getvalue())
     body = {
         "format": FORMAT,
         "settings": record.settings,
