@@ -128,7 +128,6 @@ def describe(root: pathlib.Path, images: Sequence[Image], *, geometry: Geometry,
 
 
 def _write(folder: pathlib.Path, metadata: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     write_alike(folder / "zarr.json", canonical_json(metadata, indent=1))
 
 
