@@ -1,4 +1,6 @@
-"""Parts that start together write some files twice."""
+"""Parts that start together write some files at the same time."""
+
+import concurrent.futures
 
 import pytest
 
@@ -6,21 +8,20 @@ from lsmfm_jax.files import WriteError
 from lsmfm_jax.predict.alike import write_alike
 
 
-def _overtaken(path, other):
-    """As `replace_file`, of a process whose temporary file another one has put in place under its own name."""
+def test_writers_at_the_same_time_do_not_meet_and_readers_see_all_of_it(tmp_path):
+    path, content = tmp_path / "new" / "zarr.json", bytes(range(256)) * 400
 
-    def write(path_, content):
-        path.write_bytes(other)
-        raise WriteError(path, FileNotFoundError(2, "No such file or directory"))
+    def write(number):
+        write_alike(path, content)
+        return path.read_bytes() == content
 
-    return write
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(write, range(200)))
+    assert list(path.parent.iterdir()) == [path]
 
 
-def test_the_same_content_of_another_process_counts_as_written(tmp_path, monkeypatch):
-    path = tmp_path / "zarr.json"
-    monkeypatch.setattr("lsmfm_jax.predict.alike.replace_file", _overtaken(path, b"same"))
-    write_alike(path, b"same")
-    assert path.read_bytes() == b"same"
-    monkeypatch.setattr("lsmfm_jax.predict.alike.replace_file", _overtaken(path, b"other"))
-    with pytest.raises(WriteError):
-        write_alike(path, b"same")
+def test_what_cannot_be_written_is_told_and_leaves_nothing(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(WriteError, match="taken"):
+        write_alike(tmp_path / "taken", b"content")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
