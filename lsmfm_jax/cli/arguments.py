@@ -36,6 +36,14 @@ def from_zero(text: str) -> int:
     return int(text)
 
 
+def part(text: str) -> tuple[int, int]:
+    """Parse `I/N`, one part of several."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text}: I/N is needed, from 1/N to N/N")
+    return int(number), int(count)
+
+
 def finite(text: str) -> float:
     """Parse a number that is neither NaN nor infinite, also not in float32."""
     value = float(text)

@@ -4,6 +4,8 @@ import argparse
 import pathlib
 import shlex
 
+from lsmfm_jax.cli.arguments import part
+
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Adds the command of this file."""
@@ -23,7 +25,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     experiment.add_argument(
         "--slurm", type=_at_least_one, metavar="N", help="print a SLURM array of N parts, run nothing"
     )
-    experiment.add_argument("--part", type=_part, metavar="I/N", help="run this part of the cells, as the array does")
+    experiment.add_argument("--part", type=part, metavar="I/N", help="run this part of the cells, as the array does")
     experiment.set_defaults(run=_experiment)
 
 
@@ -62,13 +64,6 @@ def _without_slurm(options: argparse.Namespace) -> str:
         name, _, run = given.partition("=")
         words += ["--pretrained", f"{name}={pathlib.Path(run).resolve()}"]
     return shlex.join(map(str, words))
-
-
-def _part(text: str) -> tuple[int, int]:
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise argparse.ArgumentTypeError(f"{text!r}: I/N is needed, from 1/N to N/N")
-    return int(number), int(count)
 
 
 def _at_least_one(text: str) -> int:

@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 
-from lsmfm_jax.cli.arguments import three
+from lsmfm_jax.cli.arguments import part, three
 from lsmfm_jax.errors import LsmfmError
 
 
@@ -242,12 +242,10 @@ def _merging(options: argparse.Namespace) -> dict[str, object]:
 
 
 def _part(text: str | None) -> tuple[int, int]:
-    if text is None:
-        return (1, 1)
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise ArgumentsError(f"--part {text}: I/N is needed, from 1/N to N/N")
-    return int(number), int(count)
+    try:
+        return (1, 1) if text is None else part(text)
+    except argparse.ArgumentTypeError as error:
+        raise ArgumentsError(f"--part {error}") from None
 
 
 def _box(text: str | None) -> tuple[slice, slice, slice] | None:

@@ -42,6 +42,11 @@ class Ensemble:
         return self.members[0].record
 
 
+def members_of(predictor: Predictor | Ensemble) -> tuple[Predictor, ...]:
+    """The predictors whose mean is taken: those of an ensemble, or the one itself."""
+    return predictor.members if isinstance(predictor, Ensemble) else (predictor,)
+
+
 def load_ensemble(
     checkpoints: Sequence[pathlib.Path],
     *,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Num
 
-from lsmfm_jax.predict.ensemble import Ensemble
+from lsmfm_jax.predict.ensemble import Ensemble, members_of
 from lsmfm_jax.predict.inputs import PredictionError
 from lsmfm_jax.predict.network import Predictor
 from lsmfm_jax.predict.uncertainty import mean_probability, mutual_information
@@ -105,7 +105,7 @@ def segment(
         settings: how.
     """
     blank = image.min() == image.max()  # nothing is in it, whatever a network makes of it
-    members = predictor.members if isinstance(predictor, Ensemble) else (predictor,)
+    members = members_of(predictor)
     levels = {one.scale: one.levels(image, voxel_size_um) for one in {one.scale: one for one in members}.values()}
     probability, uncertainty = np.zeros(image.shape, np.float32), None
     if not blank:

@@ -10,7 +10,7 @@ from lsmfm_jax.data.labels import IGNORED, label_values
 from lsmfm_jax.metrics.image import image_scores
 from lsmfm_jax.metrics.segmentation import segmentation_scores
 from lsmfm_jax.predict import in_memory
-from lsmfm_jax.predict.ensemble import Ensemble, load_ensemble
+from lsmfm_jax.predict.ensemble import Ensemble, load_ensemble, members_of
 from lsmfm_jax.predict.in_memory import Result, Settings, VoxelSize
 from lsmfm_jax.predict.inputs import Case, PredictionError, find_cases
 from lsmfm_jax.predict.network import Predictor
@@ -139,8 +139,7 @@ def write_cases(
 
 
 def _windows_text(predictor: Predictor | Ensemble) -> str:
-    members = predictor.members if isinstance(predictor, Ensemble) else (predictor,)
-    return " and ".join(dict.fromkeys(" x ".join(map(str, one.window)) for one in members))
+    return " and ".join(dict.fromkeys(" x ".join(map(str, one.window)) for one in members_of(predictor)))
 
 
 def _segment(predictor: Predictor | Ensemble, case: Case, out: pathlib.Path, settings: Settings) -> Row:
