@@ -20,6 +20,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     experiment.add_argument(
         "--pretrained", action="append", default=[], metavar="NAME=RUN", help="a pretrained run that the file names"
     )
+    experiment.add_argument(
+        "--tool", action="append", default=[], metavar="NAME=PYTHON", help="an outside tool, by its own Python"
+    )
     experiment.add_argument("--jobs", type=_at_least_one, default=1, help="cells at a time (default 1)")
     experiment.add_argument("--dry-run", action="store_true", help="count the cells, project the hours, write nothing")
     experiment.add_argument(
@@ -35,8 +38,8 @@ def _experiment(options: argparse.Namespace) -> int:
     from lsmfm_jax.experiment.prepare import with_inputs
 
     experiment = load_experiment(options.experiment)
-    if options.pretrained or not options.dry_run:
-        experiment = with_inputs(experiment, data=options.data, pretrained=options.pretrained)
+    if options.pretrained or options.tool or not options.dry_run:
+        experiment = with_inputs(experiment, data=options.data, pretrained=options.pretrained, tools=options.tool)
     if options.dry_run:
         for line in describe(experiment, options.workdir, jobs=options.jobs):
             print(line)
@@ -60,9 +63,9 @@ def _without_slurm(options: argparse.Namespace) -> str:
     words = ["lsmfm", "experiment", spec, "--workdir", options.workdir.resolve(), "--jobs", options.jobs]
     if options.data is not None:
         words += ["--data", options.data.resolve()]
-    for given in options.pretrained:
-        name, _, run = given.partition("=")
-        words += ["--pretrained", f"{name}={pathlib.Path(run).resolve()}"]
+    for option, pairs in (("--pretrained", options.pretrained), ("--tool", options.tool)):
+        for name, _, path in (given.partition("=") for given in pairs):
+            words += [option, f"{name}={pathlib.Path(path).absolute()}"]
     return shlex.join(map(str, words))
 
 

@@ -6,8 +6,9 @@ import fcntl
 import logging
 import os
 import pathlib
+import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lsmfm_jax.data.labelled import find_labelled
@@ -16,6 +17,8 @@ from lsmfm_jax.experiment.declaration import BASELINES, Arm, Experiment, Study
 from lsmfm_jax.experiment.grid import DONE, FAILED, Cell, is_done, pretrained_key
 from lsmfm_jax.experiment.scores import Scores, evaluated, predicted_classes, predicted_volumes
 from lsmfm_jax.experiment.splits import Sides, read_sides, split_path
+from lsmfm_jax.experiment.tool_files import gather, hand_over, only_file
+from lsmfm_jax.experiment.tools import environment_of_tool, filled, read_tool
 from lsmfm_jax.files import read_json, read_sealed, replace_json
 
 log = logging.getLogger(__name__)
@@ -66,6 +69,8 @@ def run_cell(place: Place, cell: Cell) -> None:
             methods = work.pretrain()
         elif place.arm(cell).recipe == BASELINES:
             methods = work.baselines()
+        elif place.arm(cell).tool:
+            methods = work.tool()
         else:
             methods = work.network()
         replace_json(
@@ -138,6 +143,33 @@ class _Work:
         folders = sorted(path for path in out.iterdir() if path.is_dir())
         return {folder.name: self._judge(folder, tests, sides)[OWN] for folder in folders}
 
+    def tool(self) -> dict[str, Scores]:
+        """An outside tool, trained on the same patches where it can be, on the test patches."""
+        arm, sides = self.place.arm(self.cell), self._sides()
+        tool, tests = read_tool(arm.tool), self._tests(sides)
+        out, train = self.folder / "out", self.folder / "train"
+        places = {"images": self.folder / "images", "out": out, "train": train}
+        values = {
+            **tool.settings,
+            **{name: str(path) for name, path in places.items()},
+            "python": self.place.experiment.interpreters[arm.tool],
+        }
+        known = {file.name: file for file in find_labelled(self.place.folder)}
+        environment = environment_of_tool(os.environ)
+        if tool.train:
+            self._empty_unless("train", train)
+            # It has no use for patches to validate on: what is annotated is what it learns from.
+            hand_over([known[name] for name in (*sides.train, *sides.validation)], train, tool, labels=True)
+            self._once("train", filled(tool.train, values), environment=environment)
+            values |= {key: str(only_file(train, pattern, tool)) for key, pattern in tool.gives.items()}
+        hand_over([known[name] for name in sides.test], places["images"], tool, labels=False)
+        self._empty_unless("predict", out)
+        out.mkdir(exist_ok=True)
+        self._once("predict", filled(tool.predict, values), environment=environment)
+        predictions = self.folder / "predictions"
+        gather([name.rpartition("/")[2] for name in sides.test], out, predictions, tool)
+        return self._judge(predictions, tests, sides, kind=tool.masks)
+
     def pretrain(self) -> dict[str, Scores]:
         """Pretrains on the generated store."""
         made = next(one for one in self.place.experiment.pretrained if one.name == self.cell.group)
@@ -153,11 +185,12 @@ class _Work:
         named = next(one for one in self.place.experiment.pretrained if one.name == arm.pretrained)
         return named.path or str(self.place.workdir / pretrained_key(arm.pretrained) / "run")
 
-    def _judge(self, out: pathlib.Path, tests: pathlib.Path, sides: Sides) -> dict[str, Scores]:
-        """Scores of what was predicted into a folder."""
+    def _judge(self, out: pathlib.Path, tests: pathlib.Path, sides: Sides, *, kind: str = "auto") -> dict[str, Scores]:
+        """Scores of what was predicted into a folder; `kind` as `lsmfm evaluate` takes it."""
         if self.cell.task == "segment":
             table = out.with_name(f"{out.name}.csv")
-            self._once(f"evaluate_{out.name}", lsmfm("evaluate", "--pred", out, "--label", tests, "--out", table))
+            command = lsmfm("evaluate", "--pred", out, "--label", tests, "--out", table, "--kind", kind)
+            self._once(f"evaluate_{out.name}", command)
             found = {OWN: evaluated(table)[OWN]}
         elif self.cell.task == "classify":
             found = {OWN: predicted_classes(out / "predictions.csv")}
@@ -172,8 +205,17 @@ class _Work:
                 )
         return found
 
-    def _once(self, name: str, command: Command) -> None:
-        run_once(command, self.folder / "steps" / f"{name}.json", log=self.folder / LOG, pass_fds=(self.handle,))
+    def _once(self, step: str, command: Command, *, environment: Mapping[str, str] | None = None) -> None:
+        log, held = self.folder / LOG, (self.handle,)
+        run_once(command, self._mark(step), log=log, pass_fds=held, environment=environment)
+
+    def _mark(self, step: str) -> pathlib.Path:
+        return self.folder / "steps" / f"{step}.json"
+
+    def _empty_unless(self, step: str, folder: pathlib.Path) -> None:
+        """Removes what a command that did not end has left: a tool of others may take it for its own result."""
+        if not self._mark(step).exists() and folder.exists():
+            shutil.rmtree(folder)
 
     def _sides(self) -> Sides:
         cell = self.cell

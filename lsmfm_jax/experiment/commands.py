@@ -22,36 +22,59 @@ def lsmfm(*arguments: object) -> Command:
     return (sys.executable, "-c", PROGRAM, *map(str, arguments))
 
 
-def run_command(command: Sequence[str], *, log: pathlib.Path, pass_fds: Sequence[int] = ()) -> None:
+def run_command(
+    command: Sequence[str],
+    *,
+    log: pathlib.Path,
+    pass_fds: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
+) -> None:
     """Runs a command; its output goes to the end of `log`.
 
     Args:
         command: program and arguments.
         log: file; made if absent.
         pass_fds: handles that the process keeps open for as long as it lives.
+        environment: variables of the process; None: those of this one.
 
     Raises:
-        CommandFailed: it ended with another code than 0.
+        CommandFailed: it ended with another code than 0, or could not be started.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
         start = file.tell()
-        code = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, pass_fds=pass_fds, check=False
-        ).returncode
+        try:
+            code = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                pass_fds=pass_fds,
+                env=environment,
+                check=False,
+            ).returncode
+        except OSError as error:
+            raise CommandFailed(f"{command[0]} cannot be started: {error.strerror or error}") from error
     if code:
         raise CommandFailed(_last_line(log, start) or f"ended with {code} and said nothing")
 
 
-def run_once(command: Sequence[str], mark: pathlib.Path, *, log: pathlib.Path, pass_fds: Sequence[int] = ()) -> None:
-    """Runs a command unless its mark is there, which is written when it has ended well.
+def run_once(
+    command: Sequence[str],
+    mark: pathlib.Path,
+    *,
+    log: pathlib.Path,
+    pass_fds: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Runs a command unless its mark is there, which is written when it has ended well; arguments as `run_command`.
 
     Raises:
-        CommandFailed: it ended with another code than 0.
+        CommandFailed: see `run_command`.
     """
     if not mark.exists():
-        run_command(command, log=log, pass_fds=pass_fds)
-        replace_json(mark, {"command": [*map(str, command[3:])]})
+        run_command(command, log=log, pass_fds=pass_fds, environment=environment)
+        replace_json(mark, {"command": [*map(str, command)]})
 
 
 def finetune_command(

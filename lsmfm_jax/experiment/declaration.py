@@ -10,6 +10,7 @@ TASKS = ("segment", "classify", "deblur")
 # The companion that a patch must have to be of use for a task.
 NEEDS = {"segment": "_label", "classify": "", "deblur": "_blurred"}
 BASELINES = "baselines"
+TOOL = "tool:"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -40,7 +41,8 @@ class Arm:
 
     Attributes:
         name: of its folder and its rows.
-        recipe: what `lsmfm finetune --config` takes; `baselines` for what `lsmfm baseline` fits.
+        recipe: what `lsmfm finetune --config` takes; `baselines` for what `lsmfm baseline` fits; `tool:NAME` for an
+            outside tool, by its file (see `tools.py`).
         overrides: keys of the recipe that are others here, with their values.
         pretrained: name of the pretrained run that it starts from; empty: from scratch.
         against: the arm that a claim compares it with; empty: it is no claim. For baselines: the arm whose run (its
@@ -54,6 +56,11 @@ class Arm:
     pretrained: str = ""
     against: str = ""
     paper: str = ""
+
+    @property
+    def tool(self) -> str:
+        """Name or path of the file of an outside tool; empty: it is none."""
+        return self.recipe.removeprefix(TOOL) if self.recipe.startswith(TOOL) else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +137,8 @@ class Experiment:
         validation_frac: share of the annotated patches that is for validation.
         test_patches: of each type, held out in each fold.
         split_seed: of the splits, which all arms, sizes and seeds share.
+        interpreters: Python of the environment of each outside tool that is at hand, by the tool's name; arms of
+            others are left out. `--tool NAME=PYTHON` adds to it.
     """
 
     name: str
@@ -142,6 +151,7 @@ class Experiment:
     validation_frac: float = 0.2
     test_patches: int = 2
     split_seed: int = 1
+    interpreters: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def check(experiment: Experiment) -> None:
@@ -181,6 +191,11 @@ def _check_study(name: str, study: Study, made: set[str]) -> None:
     _unique(name, f"{study.task}: arms", [one.name for one in study.arms])
     arms = {arm.name: arm for arm in study.arms}
     for arm in study.arms:
+        if arm.tool and (study.task != "segment" or arm.overrides or arm.pretrained):
+            raise ExperimentError(
+                f"{name}: {study.task}: arm {arm.name}: {arm.recipe} only segments, and takes neither overrides nor a "
+                "pretrained run; what it can be told stands in its file"
+            )
         if arm.pretrained and arm.pretrained not in made:
             raise ExperimentError(
                 f"{name}: {study.task}: arm {arm.name} starts from {arm.pretrained!r}; declared are "
@@ -205,11 +220,16 @@ def _unique(name: str, what: str, names: list[str]) -> None:
 
 
 def as_record(experiment: Experiment) -> dict[str, Any]:
-    """The declaration as JSON values, for the record in the folder."""
+    """The declaration as JSON values, for the record in the folder.
+
+    Where tools are installed is no part of it: one may be added to an experiment that has run.
+    """
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: plain(one) for key, one in value.items()}
         return [plain(one) for one in value] if isinstance(value, tuple | list) else value
 
-    return plain(dataclasses.asdict(experiment))
+    record = dataclasses.asdict(experiment)
+    del record["interpreters"]
+    return plain(record)

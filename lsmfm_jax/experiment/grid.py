@@ -40,7 +40,8 @@ class Cell(NamedTuple):
 def expand(experiment: Experiment) -> list[Cell]:
     """All cells, in the order in which they are started: pretraining, then fold by fold through all arms.
 
-    Baselines are drawn from no seed and are fitted once, on the patches of the first seed's run.
+    Baselines are drawn from no seed and are fitted once, on the patches of the first seed's run; an outside tool is
+    told no seed either. Arms of tools that are not at hand have no cells.
     """
     cells = [
         Cell(pretrained_key(one.name), "pretrain", group=one.name)
@@ -56,9 +57,15 @@ def expand(experiment: Experiment) -> list[Cell]:
                         cells += [
                             _cell(study, arm, group, size, fold, seed, made)
                             for arm in study.arms
-                            if arm.recipe != BASELINES or seed == experiment.seeds[0]
+                            if _is_drawn(arm) or seed == experiment.seeds[0]
+                            if not arm.tool or arm.tool in experiment.interpreters
                         ]
     return cells
+
+
+def _is_drawn(arm: Arm) -> bool:
+    """Whether an arm depends on the seed."""
+    return arm.recipe != BASELINES and not arm.tool
 
 
 def pretrained_key(name: str) -> str:

@@ -11,6 +11,7 @@ from lsmfm_jax.experiment.cells import Place
 from lsmfm_jax.experiment.commands import overriding
 from lsmfm_jax.experiment.declaration import BASELINES, Experiment, ExperimentError, Phantoms, as_record
 from lsmfm_jax.experiment.splits import draw_splits, write_splits
+from lsmfm_jax.experiment.tools import read_tool
 from lsmfm_jax.files import read_sealed, replace_file, replace_json, replacing_folder, seal
 from lsmfm_jax.phantom import write_phantoms
 from lsmfm_jax.store.ingest import ingest
@@ -18,19 +19,23 @@ from lsmfm_jax.store.ingest import ingest
 RECORD = "experiment.json"
 
 
-def with_inputs(experiment: Experiment, *, data: pathlib.Path | None, pretrained: Sequence[str]) -> Experiment:
+def with_inputs(
+    experiment: Experiment, *, data: pathlib.Path | None, pretrained: Sequence[str], tools: Sequence[str] = ()
+) -> Experiment:
     """The experiment with the folders that the command line names.
 
     Args:
         experiment: as declared.
         data: folder of labelled patches; None: the declared one, or phantoms.
         pretrained: `NAME=RUN` each.
+        tools: `NAME=PYTHON` each, the interpreter of the tool's own environment.
 
     Raises:
         ExperimentError: an unknown name, or runs and patches that are declared nowhere.
-        MissingInput: a folder is not there.
+        MissingInput: a folder or an interpreter is not there.
     """
-    given = dict(_pair(text) for text in pretrained)
+    experiment = dataclasses.replace(experiment, interpreters={**experiment.interpreters, **_tools(experiment, tools)})
+    given = dict(_pair(text, "--pretrained", "RUN") for text in pretrained)
     known = [one.name for one in experiment.pretrained]
     for name in given:
         if name not in known:
@@ -60,10 +65,25 @@ def with_inputs(experiment: Experiment, *, data: pathlib.Path | None, pretrained
     return dataclasses.replace(experiment, pretrained=absolute, folder=str(pathlib.Path(folder).resolve()))
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _tools(experiment: Experiment, given: Sequence[str]) -> dict[str, str]:
+    """Interpreters by the name of their tool, which an arm declares."""
+    declared = [arm.tool for study in experiment.studies for arm in study.arms if arm.tool]
+    found = {}
+    for name, python in (_pair(text, "--tool", "PYTHON") for text in given):
+        if name not in declared:
+            raise ExperimentError(f"--tool {name}: unknown; declared are {', '.join(declared) or 'none'}")
+        tool = read_tool(name)
+        path = pathlib.Path(python).absolute()  # not resolved: the link is what makes it that of its environment
+        if not path.is_file():
+            raise MissingInput(f"--tool {name}={python}: no such interpreter; install it so: {'; '.join(tool.install)}")
+        found[name] = str(path)
+    return found
+
+
+def _pair(text: str, option: str, what: str) -> tuple[str, str]:
     name, equals, path = text.partition("=")
     if not equals or not path:
-        raise ExperimentError(f"--pretrained {text}: NAME=RUN is needed")
+        raise ExperimentError(f"{option} {text}: NAME={what} is needed")
     return name, path
 
 
@@ -72,9 +92,13 @@ def check_recipes(experiment: Experiment) -> None:
 
     Raises:
         ConfigError: an unknown recipe or key, or an impossible value.
-        ExperimentError: a recipe of another task.
+        ExperimentError: a recipe of another task, or an outside tool whose file is missing or wrong.
     """
-    runs = [(study.task, arm) for study in experiment.studies for arm in study.arms if arm.recipe != BASELINES]
+    arms = [(study.task, arm) for study in experiment.studies for arm in study.arms]
+    for _, arm in arms:
+        if arm.tool:
+            read_tool(arm.tool)
+    runs = [(task, arm) for task, arm in arms if arm.recipe != BASELINES and not arm.tool]
     runs += [("pretrain", one) for one in experiment.pretrained if one.recipe and not one.path]
     for task, run in runs:
         found = load_config(run.recipe, overriding(run.overrides)).task
