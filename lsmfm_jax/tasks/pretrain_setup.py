@@ -10,14 +10,9 @@ import jax
 from ml_collections import ConfigDict
 
 from lsmfm_jax.config import ConfigError, check_step_count
-from lsmfm_jax.data.loader import (
-    TokenTable,
-    ValidationBatches,
-    build_token_table,
-    make_loader,
-    validation_batches,
-)
+from lsmfm_jax.data.loader import ValidationBatches, make_loader, validation_batches
 from lsmfm_jax.data.splits import Split, describe_sides, load_split, split_by_volume
+from lsmfm_jax.data.tokens import TokenTable, build_token_table
 from lsmfm_jax.models.tensor_limits import check_map_sizes
 from lsmfm_jax.models.text import LoadedText, load_text_tower, trainable_text_rules
 from lsmfm_jax.models.tiny_bert import build_tiny_bert
