@@ -14,7 +14,8 @@ from lsmfm_jax.data.loader import ValidationBatches, make_loader, validation_bat
 from lsmfm_jax.data.splits import Split, describe_sides, load_split, split_by_volume
 from lsmfm_jax.data.tokens import TokenTable, build_token_table
 from lsmfm_jax.models.tensor_limits import check_map_sizes
-from lsmfm_jax.models.text import LoadedText, load_text_tower, trainable_text_rules
+from lsmfm_jax.models.text import trainable_text_rules
+from lsmfm_jax.models.text_directory import LoadedText, load_text_tower
 from lsmfm_jax.models.tiny_bert import build_tiny_bert
 from lsmfm_jax.store.reader import PatchStore
 from lsmfm_jax.tasks.inputs import configured_scale
