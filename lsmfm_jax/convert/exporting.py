@@ -10,7 +10,8 @@ import numpy as np
 
 from lsmfm_jax import files
 from lsmfm_jax.convert import pretraining, resnet, swin_unetr, text_folder, unet
-from lsmfm_jax.convert.importing import NOTE, ConversionError
+from lsmfm_jax.convert.importing import ConversionError
+from lsmfm_jax.convert.layouts import NOTE
 from lsmfm_jax.convert.torch_files import torch_file_bytes
 from lsmfm_jax.models import BACKBONES
 from lsmfm_jax.models.text_directory import read_bert_config
