@@ -12,7 +12,7 @@ import pytest
 from toy import toy_batch, toy_batches, toy_task
 
 from lsmfm_jax.config import defaults
-from lsmfm_jax.train.checkpoint import committed_steps
+from lsmfm_jax.train.checkpoint_checks import committed_steps
 from lsmfm_jax.train.fingerprints import combined_fingerprint
 from lsmfm_jax.train.initialise import CoverageError
 from lsmfm_jax.train.loop import Ending, NonFiniteError

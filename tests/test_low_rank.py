@@ -20,7 +20,8 @@ from lsmfm_jax.models.backbone import Trunk
 from lsmfm_jax.predict.network import load_predictor
 from lsmfm_jax.tasks import SETUPS
 from lsmfm_jax.tasks.segment import build_segmenter
-from lsmfm_jax.train.checkpoint import CheckpointError, committed_steps, read_part
+from lsmfm_jax.train.checkpoint import CheckpointError, read_part
+from lsmfm_jax.train.checkpoint_checks import committed_steps
 from lsmfm_jax.train.low_rank import LowRank, init_factors, merge_read
 from lsmfm_jax.train.optim import make_optimiser
 from lsmfm_jax.train.run import execute, optimiser_settings

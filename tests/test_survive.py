@@ -21,7 +21,8 @@ from toy import toy_batches
 from lsmfm_jax.data.splits import load_split
 from lsmfm_jax.files import DamagedFile
 from lsmfm_jax.store.reader import DamagedPatch, PatchStore
-from lsmfm_jax.train.checkpoint import CheckpointError, SaveError, committed_steps, read_part
+from lsmfm_jax.train.checkpoint import CheckpointError, SaveError, read_part
+from lsmfm_jax.train.checkpoint_checks import committed_steps
 from lsmfm_jax.train.fingerprints import combined_fingerprint
 from lsmfm_jax.train.loop import Ending
 from lsmfm_jax.train.records import REWRITTEN, SEAL, damaged_records

@@ -15,7 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lsmfm_jax.errors import LsmfmError
-from lsmfm_jax.train.checkpoint import Checkpoints, Restored, SaveError, committed_steps
+from lsmfm_jax.train.checkpoint import Checkpoints, Restored, SaveError
+from lsmfm_jax.train.checkpoint_checks import committed_steps
 from lsmfm_jax.train.compilation import compiler_options, return_compiler_memory
 from lsmfm_jax.train.processes import any_process, compiled_together, gathered
 from lsmfm_jax.train.sharding import put_batch, replicated, split_volumes

@@ -13,7 +13,8 @@ from lsmfm_jax.config import check_step_count
 from lsmfm_jax.config.load import as_json, differences
 from lsmfm_jax.errors import LsmfmError
 from lsmfm_jax.files import DamagedFile, read_json, replace_json, replace_text
-from lsmfm_jax.train.checkpoint import Checkpoints, Restored, committed_steps
+from lsmfm_jax.train.checkpoint import Checkpoints, Restored
+from lsmfm_jax.train.checkpoint_checks import committed_steps
 from lsmfm_jax.train.compilation import compiler_options
 from lsmfm_jax.train.fingerprints import combined_fingerprint
 from lsmfm_jax.train.initialise import load_matching
