@@ -17,7 +17,8 @@ from lsmfm_jax.train.fingerprints import combined_fingerprint
 from lsmfm_jax.train.initialise import CoverageError
 from lsmfm_jax.train.loop import Ending, NonFiniteError
 from lsmfm_jax.train.optim import Group, Rule
-from lsmfm_jax.train.run import ResumeError, Setup, check_run_folder, execute
+from lsmfm_jax.train.resume import ResumeError, check_run_folder
+from lsmfm_jax.train.run import Setup, execute
 
 
 def _config(**train):

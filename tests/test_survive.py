@@ -26,7 +26,8 @@ from lsmfm_jax.train.checkpoint_checks import committed_steps
 from lsmfm_jax.train.fingerprints import combined_fingerprint
 from lsmfm_jax.train.loop import Ending
 from lsmfm_jax.train.records import REWRITTEN, SEAL, damaged_records
-from lsmfm_jax.train.run import ResumeError, check_run_folder, execute
+from lsmfm_jax.train.resume import ResumeError, check_run_folder
+from lsmfm_jax.train.run import execute
 from lsmfm_jax.train.weights import read_weights
 from lsmfm_jax.verify import verify
 

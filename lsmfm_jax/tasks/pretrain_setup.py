@@ -24,7 +24,8 @@ from lsmfm_jax.train.checkpoint import CheckpointError
 from lsmfm_jax.train.optim import Group, Rule
 from lsmfm_jax.train.processes import wait_for_all
 from lsmfm_jax.train.records import TEXT_FOLDER, damaged_records
-from lsmfm_jax.train.run import Setup, has_checkpoint
+from lsmfm_jax.train.resume import has_checkpoint
+from lsmfm_jax.train.run import Setup
 from lsmfm_jax.train.weights import Weights, read_weights
 
 log = logging.getLogger(__name__)
