@@ -124,7 +124,7 @@ def execute(
         )
         loop = Loop(run, loop_settings)
         if restored is not None:
-            loop.resume_from(restored)
+            loop.saving.resume_from(restored)
         state, ending = loop.train(state)
         # The same number for the same state, whatever the devices and the interruptions on the way to it.
         print_line(f"state {combined_fingerprint(state)} at step {int(state.step)}")
