@@ -40,7 +40,7 @@ def _train(options: argparse.Namespace) -> int:
     # Only now: JAX takes seconds to import, and a wrong configuration should be told at once.
     import jax
 
-    from lsmfm_jax.files import locked
+    from lsmfm_jax.locks import locked
     from lsmfm_jax.train.compilation import start_devices
     from lsmfm_jax.train.signals import REQUEUE_EXIT_CODE, stop_was_asked
 
