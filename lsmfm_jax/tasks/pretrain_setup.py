@@ -19,7 +19,8 @@ from lsmfm_jax.models.text_directory import LoadedText, load_text_tower
 from lsmfm_jax.models.tiny_bert import build_tiny_bert
 from lsmfm_jax.store.reader import PatchStore
 from lsmfm_jax.tasks.inputs import configured_scale
-from lsmfm_jax.tasks.pretrain import build_networks, pretraining_task
+from lsmfm_jax.tasks.pretrain import pretraining_task
+from lsmfm_jax.tasks.pretrain_networks import build_networks
 from lsmfm_jax.train.checkpoint import CheckpointError
 from lsmfm_jax.train.optim import Group, Rule
 from lsmfm_jax.train.processes import wait_for_all
