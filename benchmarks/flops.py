@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from lsmfm_jax.tasks.pretrain import build_networks
+from lsmfm_jax.tasks.pretrain_networks import build_networks
 
 
 def count(function: Callable[..., Any], *arguments: Any) -> int:

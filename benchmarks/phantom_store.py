@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 
 from ml_collections import ConfigDict
 
-from lsmfm_jax.data.loader import BatchStream, TokenTable, build_token_table, make_loader
-from lsmfm_jax.models.text import load_text_tower
+from lsmfm_jax.data.loader import BatchStream, make_loader
+from lsmfm_jax.data.tokens import TokenTable, build_token_table
+from lsmfm_jax.models.text_directory import load_text_tower
 from lsmfm_jax.models.tiny_bert import build_tiny_bert
 from lsmfm_jax.phantom import write_phantoms
 from lsmfm_jax.store.ingest import ingest

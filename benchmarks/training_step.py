@@ -12,7 +12,8 @@ from recipes import bert_sizes, dummy_batch, recipe
 
 from lsmfm_jax.models.tensor_limits import check_map_sizes
 from lsmfm_jax.models.text import BertConfig
-from lsmfm_jax.tasks.pretrain import build_networks, pretraining_task
+from lsmfm_jax.tasks.pretrain import pretraining_task
+from lsmfm_jax.tasks.pretrain_networks import build_networks
 from lsmfm_jax.tasks.pretrain_setup import pretraining_rules
 from lsmfm_jax.train.optim import make_optimiser
 from lsmfm_jax.train.run import compile_step, optimiser_settings

@@ -1,4 +1,4 @@
-"""Every file that the package writes: whole or not at all; checksums; locks; whose an existing output is.
+"""Every file that the package writes: whole or not at all; checksums; whose an existing output is.
 
 A sealed file is canonical JSON that holds the SHA-256 of the rest of itself. Since the bytes are canonical,
 reading compares the whole file with what writing it again would give: every byte counts, blanks and line ends
@@ -7,14 +7,11 @@ one. A write that fails removes its temporary file and raises one error, which n
 """
 
 import contextlib
-import datetime
-import fcntl
 import hashlib
 import json
 import os
 import pathlib
 import shutil
-import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +20,6 @@ from lsmfm_jax.errors import LsmfmError, os_reason
 TEMPORARY = ".tmp"
 # In a folder that a command fills with files of its own.
 MARK = ".lsmfm.json"
-LOCK = ".lock"
 
 # Temporary files and folders being written, for a program that is about to end at once.
 _unfinished: set[pathlib.Path] = set()
@@ -53,10 +49,6 @@ class WriteError(LsmfmError, OSError):
 
 class ForeignOutput(LsmfmError, FileExistsError):
     """An output that is there already and that the command did not make."""
-
-
-class Locked(LsmfmError, RuntimeError):
-    """Another process writes to the folder; the message names it."""
 
 
 def sha256(data: bytes) -> str:
@@ -300,65 +292,3 @@ def _is_ours(path: pathlib.Path, *, made_by: str, mark: bytes) -> bool:
 def mark_folder(path: pathlib.Path, *, made_by: str) -> None:
     """Mark a folder as filled by a command, made if absent, so that the same command may fill it again."""
     replace_json(path / MARK, {"made_by": made_by})
-
-
-@contextlib.contextmanager
-def locked(folder: pathlib.Path, *, use: str) -> Iterator[None]:
-    """Hold a folder for this process; the system drops the lock when the process dies, however it dies.
-
-    Args:
-        folder: made if absent.
-        use: what this process does there, for the message that another one prints.
-
-    Raises:
-        Locked: another process holds it.
-    """
-    there = folder.exists()
-    handle = hold(folder, use=use)
-    try:
-        yield
-    finally:
-        release(folder, handle)
-        if not there:
-            # A folder that was made for the lock alone, as what was asked for was then refused.
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-
-
-def hold(folder: pathlib.Path, *, use: str) -> int:
-    """As `locked`, for holders that are no `with` block: gives a handle for `release`."""
-    path = folder / LOCK
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        except OSError as error:
-            raise WriteError(path, error) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(handle, 4096, 0).decode(errors="replace").strip()
-            os.close(handle)
-            raise Locked(
-                f"{folder}: another process is writing there: {holder or 'unknown'}; wait until it ends, or name "
-                "another folder"
-            ) from None
-        except OSError:
-            return handle  # a file system without locks: nothing to do but trust the user
-        # Its last holder may have removed the file between our opening and our locking it.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle), os.stat(path)):
-                break
-        os.close(handle)
-    since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    with contextlib.suppress(OSError):  # on a full disk the lock holds, and only the name of its holder is missing
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{use}, process {os.getpid()} on {socket.gethostname()} since {since}\n".encode(), 0)
-    return handle
-
-
-def release(folder: pathlib.Path, handle: int) -> None:
-    """Let go of a folder that `hold` has taken, and leave no file of it behind."""
-    with contextlib.suppress(OSError):
-        (folder / LOCK).unlink()
-    os.close(handle)

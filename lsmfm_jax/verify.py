@@ -33,7 +33,7 @@ def verify_run(folder: pathlib.Path) -> list[str]:
     Logs and pictures (`metrics.jsonl`, `tensorboard/`, `pictures/`, the report) are not covered: a run does not
     depend on them.
     """
-    from lsmfm_jax.train.checkpoint import committed_steps
+    from lsmfm_jax.train.checkpoint_checks import committed_steps
     from lsmfm_jax.train.records import SEAL, damaged_records
 
     # Folders of imported weights have a record and weights, and no seal when they are of an earlier release.
@@ -72,7 +72,8 @@ def printable(line: str) -> str:
 
 
 def _verify_checkpoint(folder: pathlib.Path, step: int) -> list[str]:
-    from lsmfm_jax.train.checkpoint import CheckpointError, damaged_files, read_part
+    from lsmfm_jax.train.checkpoint import CheckpointError, read_part
+    from lsmfm_jax.train.checkpoint_checks import damaged_files
 
     lines = damaged_files(folder, step)
     seal = folder / "seals" / f"{step}.json"

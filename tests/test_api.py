@@ -15,7 +15,7 @@ from tiny_pretrained import make_run
 import lsmfm_jax
 from lsmfm_jax.config import recorded_config
 from lsmfm_jax.losses.classify import cross_entropy
-from lsmfm_jax.models.text import TextModelError, TextModelMissing, load_text_tower
+from lsmfm_jax.models.text_directory import TextModelError, TextModelMissing, load_text_tower
 from lsmfm_jax.predict.inputs import PredictionError
 from lsmfm_jax.predict.run import Settings, predict
 from lsmfm_jax.scale import measure

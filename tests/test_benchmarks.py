@@ -172,7 +172,7 @@ def test_the_plain_tail_has_the_same_features_and_more_operations():
     from recipes import recipe
 
     from lsmfm_jax.models import BACKBONES
-    from lsmfm_jax.tasks.pretrain import build_networks
+    from lsmfm_jax.tasks.pretrain_networks import build_networks
 
     config = recipe("swin_unetr", size=32, batch=1, dtype="float32", tiny=True)
     config.model.swin_unetr.depths = (1, 1, 1, 1)

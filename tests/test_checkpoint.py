@@ -10,14 +10,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lsmfm_jax.train import fingerprints as fingerprints_module
-from lsmfm_jax.train.checkpoint import (
-    CheckpointError,
-    Checkpoints,
-    SaveError,
-    committed_steps,
-    damaged_files,
-    read_part,
-)
+from lsmfm_jax.train.checkpoint import CheckpointError, Checkpoints, SaveError, read_part
+from lsmfm_jax.train.checkpoint_checks import committed_steps, damaged_files
 from lsmfm_jax.train.fingerprints import fingerprints
 from lsmfm_jax.train.sharding import make_mesh
 from lsmfm_jax.verify import _verify_checkpoint

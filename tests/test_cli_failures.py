@@ -21,10 +21,11 @@ from lsmfm_jax.cli.failures import explained
 from lsmfm_jax.config import load_config
 from lsmfm_jax.config.load import as_json
 from lsmfm_jax.errors import InputError, LsmfmError
-from lsmfm_jax.files import Locked, locked, replace_json
+from lsmfm_jax.files import replace_json
+from lsmfm_jax.locks import Locked, locked
 from lsmfm_jax.tasks.finetune_patches import read_patches
 from lsmfm_jax.train import compilation
-from lsmfm_jax.train.run import ResumeError, check_run_folder
+from lsmfm_jax.train.resume import ResumeError, check_run_folder
 from lsmfm_jax.train.sharding import batch_shardings, make_mesh
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -17,7 +17,8 @@ from lsmfm_jax.convert.importing import import_checkpoint
 from lsmfm_jax.convert.pretraining import from_lightning
 from lsmfm_jax.convert.torch_files import read_torch_file, write_torch_file
 from lsmfm_jax.models import build_backbone
-from lsmfm_jax.models.text import TextTower, load_text_tower
+from lsmfm_jax.models.text import TextTower
+from lsmfm_jax.models.text_directory import load_text_tower
 from lsmfm_jax.train.weights import read_weights, write_weights
 
 UNET = {"channels": (4, 8), "strides": (2,), "num_res_units": 2, "out_channels": 6, "norm": "batch"}

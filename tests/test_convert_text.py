@@ -12,7 +12,8 @@ from lsmfm_jax.cli import main
 from lsmfm_jax.convert import checks, heads, unet
 from lsmfm_jax.convert.torch_files import write_torch_file
 from lsmfm_jax.models import build_backbone
-from lsmfm_jax.models.text import TextModelError, TextTower, load_text_tower
+from lsmfm_jax.models.text import TextTower
+from lsmfm_jax.models.text_directory import TextModelError, load_text_tower
 from lsmfm_jax.models.tiny_bert import build_tiny_bert
 
 CAPTIONS = ["a mouse brain, microglia", "nuclei of the cortex"]

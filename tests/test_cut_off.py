@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lsmfm_jax.cli import main
-from lsmfm_jax.data.labelled_batches import LabelledPatch
+from lsmfm_jax.data.labelled_patches import LabelledPatch
 from lsmfm_jax.predict import cut_off
 from lsmfm_jax.predict.cut_off import blended_logits, fit_cut_off
 from lsmfm_jax.predict.network import predictor_of

@@ -12,7 +12,8 @@ from data_files import gzipped, noise, save_nifti, selma_folder, truncated
 
 from lsmfm_jax.store import ingest as ingest_module
 from lsmfm_jax.store.captions import CaptionError
-from lsmfm_jax.store.ingest import IngestFailed, IngestSummary, ingest, intensity_statistics
+from lsmfm_jax.store.ingest import ingest, intensity_statistics
+from lsmfm_jax.store.ingest_summary import IngestFailed, IngestSummary
 from lsmfm_jax.store.layouts import LayoutError
 from lsmfm_jax.store.reader import PatchStore
 from lsmfm_jax.store.verify import verify_store

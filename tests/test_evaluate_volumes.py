@@ -31,7 +31,7 @@ def quiet(line):
 def _small_blocks(monkeypatch):
     """So that objects lie over the borders of many blocks."""
     monkeypatch.setattr("lsmfm_jax.evaluate.blocks.BLOCK_SIDE", 16)
-    monkeypatch.setattr("lsmfm_jax.evaluate.volumes.block_side", lambda shape, chunks: (16, 13, 19))
+    monkeypatch.setattr("lsmfm_jax.evaluate.pair.block_side", lambda shape, chunks: (16, 13, 19))
 
 
 def sides():

@@ -137,7 +137,7 @@ def test_parts_of_an_array_run_each_cell_once(patches, tmp_path, capsys):
 
 
 def test_two_at_once_in_one_folder_are_refused(patches, tmp_path):
-    from lsmfm_jax.files import Locked, locked
+    from lsmfm_jax.locks import Locked, locked
 
     with locked(tmp_path / "w", use="experiment"), pytest.raises(Locked, match="another process is writing there"):
         run_experiment(declared(patches), tmp_path / "w", run=stand_in, print_line=lambda line: None)

@@ -7,16 +7,10 @@ import pytest
 from labelled_toy import write_patch, write_patches
 from scipy import ndimage
 
-from lsmfm_jax.data.labelled import LabelledDataError, Sides, choose_sides, find_labelled, with_classes
-from lsmfm_jax.data.labelled_batches import (
-    Blur,
-    LabelledPatch,
-    LabelledSource,
-    WindowBatches,
-    read_deblurring,
-    read_segmentation,
-    training_batches,
-)
+from lsmfm_jax.data.labelled import LabelledDataError, find_labelled, with_classes
+from lsmfm_jax.data.labelled_batches import LabelledSource, WindowBatches, training_batches
+from lsmfm_jax.data.labelled_patches import Blur, LabelledPatch, read_deblurring, read_segmentation
+from lsmfm_jax.data.labelled_sides import Sides, choose_sides
 from lsmfm_jax.scale import Scale
 from lsmfm_jax.volumes.read import VolumeError, read_single, write_nifti
 

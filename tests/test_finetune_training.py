@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from labelled_toy import write_patches
+from toy_swin import SWIN
 
 from lsmfm_jax.config import ConfigError, defaults, validate
 from lsmfm_jax.data.labelled import LabelledDataError
@@ -25,15 +26,6 @@ from lsmfm_jax.train.step import build_train_step
 from lsmfm_jax.train.weights import read_weights, write_weights
 
 UNET = {"name": "unet", "out_channels": 6, "channels": [4, 8], "strides": [2], "num_res_units": 1, "norm": "batch"}
-SWIN = {
-    "name": "swin_unetr",
-    "out_channels": 16,
-    "feature_size": 12,
-    "depths": [1, 1, 1, 1],
-    "num_heads": [1, 1, 1, 1],
-    "window": 2,
-    "merging": "corrected",
-}
 ENCODER = ("down_0", "bottom")
 
 

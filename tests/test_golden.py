@@ -24,7 +24,8 @@ from lsmfm_jax.convert.pretraining import from_lightning, to_lightning
 from lsmfm_jax.convert.torch_files import read_torch_file
 from lsmfm_jax.losses.linear_tail import dense_features, inverse_norms
 from lsmfm_jax.models.text import trainable_text_rules
-from lsmfm_jax.tasks.pretrain import build_networks, pretraining_task
+from lsmfm_jax.tasks.pretrain import pretraining_task
+from lsmfm_jax.tasks.pretrain_networks import build_networks
 from lsmfm_jax.train.task import Local
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

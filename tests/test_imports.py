@@ -25,6 +25,7 @@ ALLOWED = {
     "errors": set(),
     "keys": set(),
     "files": set(),
+    "locks": set(),
     **{room: {"config"} for room in LEAVES},
     # What a backbone declares of itself; no module of it is imported (see test_declarations.py).
     "models": {"keys", "precision"},
@@ -35,7 +36,7 @@ ALLOWED = {
     "appearance": {"resample"},
     "volumes": {"files"},
     "phantom": {"volumes", "files"},
-    "store": {"volumes", "files"},
+    "store": {"volumes", "files", "locks"},
     "data": {"config", "scale", "volumes", "store", "files"},
     "train": LEAVES | {"config", "files"},
     "html_page": set(),
@@ -46,7 +47,7 @@ ALLOWED = {
     # Results of whole brains, and the components of volumes that are read by blocks.
     "evaluate": LEAVES | {"config", "files", "predict"},
     # It runs the other commands as processes, so it knows neither tasks nor training.
-    "experiment": {"config", "data", "files", "html_page", "metrics", "phantom", "store", "volumes"},
+    "experiment": {"config", "data", "files", "html_page", "locks", "metrics", "phantom", "store", "volumes"},
     "ranking": {"data", "volumes", "metrics", "html_page", "files"},
     "api": LEAVES | {"config", "files", "train", "tasks", "predict"},
     "baselines": LEAVES | {"config"},

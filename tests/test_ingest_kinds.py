@@ -10,7 +10,8 @@ from data_files import noise, save_nifti
 from test_volume_containers import multi_file_ome
 
 from lsmfm_jax.cli import main
-from lsmfm_jax.store.ingest import IngestFailed, IngestSummary, ingest
+from lsmfm_jax.store.ingest import ingest
+from lsmfm_jax.store.ingest_summary import IngestFailed, IngestSummary
 from lsmfm_jax.store.layouts import survey
 from lsmfm_jax.store.reader import PatchStore
 from lsmfm_jax.store.verify import verify_store

@@ -12,7 +12,8 @@ from lsmfm_jax.augment import AugmentSettings, augment_pair
 from lsmfm_jax.config import defaults
 from lsmfm_jax.config.load import as_json, differences
 from lsmfm_jax.data.labelled import LabelledDataError
-from lsmfm_jax.data.labelled_batches import LabelledPatch, LabelledSource, WindowBatches, training_batches
+from lsmfm_jax.data.labelled_batches import LabelledSource, WindowBatches, training_batches
+from lsmfm_jax.data.labelled_patches import LabelledPatch
 from lsmfm_jax.data.labels import IGNORED, LabelError, LabelValues, label_values, target_of
 from lsmfm_jax.evaluate import NAMES, evaluate_folders
 from lsmfm_jax.losses import segment

@@ -6,13 +6,8 @@ import logging
 import numpy as np
 import pytest
 
-from lsmfm_jax.data.loader import (
-    DamagedDataError,
-    TokenTable,
-    build_token_table,
-    make_loader,
-    validation_batches,
-)
+from lsmfm_jax.data.loader import DamagedDataError, make_loader, validation_batches
+from lsmfm_jax.data.tokens import TokenTable, build_token_table
 from lsmfm_jax.scale import Scale
 from lsmfm_jax.store.manifest import PatchRow
 from lsmfm_jax.store.reader import PatchStore

@@ -12,12 +12,14 @@ import pytest
 from toy import toy_batch, toy_batches, toy_task
 
 from lsmfm_jax.config import defaults
-from lsmfm_jax.train.checkpoint import committed_steps
+from lsmfm_jax.train.bad_steps import NonFiniteError
+from lsmfm_jax.train.checkpoint_checks import committed_steps
 from lsmfm_jax.train.fingerprints import combined_fingerprint
 from lsmfm_jax.train.initialise import CoverageError
-from lsmfm_jax.train.loop import Ending, NonFiniteError
+from lsmfm_jax.train.loop import Ending
 from lsmfm_jax.train.optim import Group, Rule
-from lsmfm_jax.train.run import ResumeError, Setup, check_run_folder, execute
+from lsmfm_jax.train.resume import ResumeError, check_run_folder
+from lsmfm_jax.train.run import Setup, execute
 
 
 def _config(**train):

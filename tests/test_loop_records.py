@@ -13,7 +13,8 @@ from toy import toy_batch, toy_batches
 
 from lsmfm_jax.train import loop as loop_module
 from lsmfm_jax.train import run as run_module
-from lsmfm_jax.train.checkpoint import Checkpoints, SaveError, committed_steps, read_part
+from lsmfm_jax.train.checkpoint import Checkpoints, SaveError, read_part
+from lsmfm_jax.train.checkpoint_checks import committed_steps
 from lsmfm_jax.train.loop import Ending
 from lsmfm_jax.train.run import execute
 from lsmfm_jax.train.tracking import read_metrics

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from labelled_toy import write_patches
 from safetensors.numpy import load_file
 from toy_backbone import TOY
+from toy_swin import SWIN
 
 from lsmfm_jax.config import ConfigError, defaults, validate
 from lsmfm_jax.convert.exporting import export_run
@@ -20,7 +21,8 @@ from lsmfm_jax.models.backbone import Trunk
 from lsmfm_jax.predict.network import load_predictor
 from lsmfm_jax.tasks import SETUPS
 from lsmfm_jax.tasks.segment import build_segmenter
-from lsmfm_jax.train.checkpoint import CheckpointError, committed_steps, read_part
+from lsmfm_jax.train.checkpoint import CheckpointError, read_part
+from lsmfm_jax.train.checkpoint_checks import committed_steps
 from lsmfm_jax.train.low_rank import LowRank, init_factors, merge_read
 from lsmfm_jax.train.optim import make_optimiser
 from lsmfm_jax.train.run import execute, optimiser_settings
@@ -29,15 +31,6 @@ from lsmfm_jax.train.step import build_train_step
 from lsmfm_jax.train.weights import read_weights, write_weights
 from lsmfm_jax.verify import verify
 
-SWIN = {
-    "name": "swin_unetr",
-    "out_channels": 16,
-    "feature_size": 12,
-    "depths": [1, 1, 1, 1],
-    "num_heads": [1, 1, 1, 1],
-    "window": 2,
-    "merging": "corrected",
-}
 MIXER = {"name": "mixer", "out_channels": 4, "width": 8}
 KERNELS = ("attention/qkv_kernel", "attention/out_kernel", "linear1/kernel", "linear2/kernel")
 ADAPTED = {f"transformer/stage_{stage}/block_0/{kernel}" for stage in range(4) for kernel in KERNELS}

@@ -11,7 +11,7 @@ from tiny_runs import finish, start
 from lsmfm_jax.cli import main
 from lsmfm_jax.config import load_config
 from lsmfm_jax.config.recipes import read_recipe
-from lsmfm_jax.data.labelled_batches import LabelledPatch
+from lsmfm_jax.data.labelled_patches import LabelledPatch
 from lsmfm_jax.data.labels import IGNORED
 from lsmfm_jax.planning import decisions
 from lsmfm_jax.planning.fingerprint import by_volume, fingerprint, measure_patch

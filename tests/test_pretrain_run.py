@@ -103,7 +103,7 @@ def test_another_configuration_is_refused_with_the_difference(unet_run, store):
 
 def test_text_trains_after_the_warm_up(unet_run):
     """REFERENCE, item 5: the released code never gave the unfrozen layers to its optimiser."""
-    from lsmfm_jax.models.text import load_text_tower
+    from lsmfm_jax.models.text_directory import load_text_tower
     from lsmfm_jax.train.weights import read_weights
 
     workdir, _ = unet_run

@@ -13,7 +13,7 @@ from test_loader import write_store
 from tiny_runs import finish, start
 
 from lsmfm_jax.config import ConfigError, defaults, validate
-from lsmfm_jax.models.text import load_text_tower
+from lsmfm_jax.models.text_directory import load_text_tower
 from lsmfm_jax.tasks.pretrain_setup import pretraining_setup
 from lsmfm_jax.train.checkpoint import CheckpointError
 from lsmfm_jax.train.initialise import CoverageError

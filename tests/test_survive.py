@@ -21,11 +21,13 @@ from toy import toy_batches
 from lsmfm_jax.data.splits import load_split
 from lsmfm_jax.files import DamagedFile
 from lsmfm_jax.store.reader import DamagedPatch, PatchStore
-from lsmfm_jax.train.checkpoint import CheckpointError, SaveError, committed_steps, read_part
+from lsmfm_jax.train.checkpoint import CheckpointError, SaveError, read_part
+from lsmfm_jax.train.checkpoint_checks import committed_steps
 from lsmfm_jax.train.fingerprints import combined_fingerprint
 from lsmfm_jax.train.loop import Ending
 from lsmfm_jax.train.records import REWRITTEN, SEAL, damaged_records
-from lsmfm_jax.train.run import ResumeError, check_run_folder, execute
+from lsmfm_jax.train.resume import ResumeError, check_run_folder
+from lsmfm_jax.train.run import execute
 from lsmfm_jax.train.weights import read_weights
 from lsmfm_jax.verify import verify
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lsmfm_jax.models.text import BertConfig, TextTower, load_text_tower, pooled_tokens, trainable_text_rules
+from lsmfm_jax.models.text import TextTower, pooled_tokens, trainable_text_rules
+from lsmfm_jax.models.text_directory import load_text_tower, read_bert_config
 from lsmfm_jax.models.tiny_bert import build_tiny_bert
 
 CAPTIONS = [
@@ -160,7 +161,7 @@ def test_wrong_files_are_refused_by_name(directory, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"model.safetensors is missing"):
         load_text_tower(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"config.json is missing"):
-        BertConfig.from_directory(tmp_path / "nothing")
+        read_bert_config(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="no such directory"):
         load_text_tower("./nowhere")
 

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 from lsmfm_jax.baselines import PIXEL_SIGMAS, best_threshold, fit_pixel_classifier, pixel_logits
 from lsmfm_jax.config import defaults
-from lsmfm_jax.data.labelled_batches import LabelledPatch
+from lsmfm_jax.data.labelled_patches import LabelledPatch
 from lsmfm_jax.tasks.declaration import Patches
 from lsmfm_jax.tasks.voxel_classifier import VoxelClassifier, fit_voxel_classifier, recorded
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsmfm_jax.config.schema import FINETUNE_KEYS
-from lsmfm_jax.data.labelled_batches import read_segmentation
+from lsmfm_jax.data.labelled_patches import read_segmentation
 from lsmfm_jax.keys import Key
 from lsmfm_jax.predict.run import Writer
 from lsmfm_jax.tasks.declaration import FinetuneTask

@@ -13,7 +13,12 @@ Variants:
 Hardware: none but a CPU.
 """
 
-from lsmfm_jax.experiment.declaration import BASELINES, Arm, DataType, Experiment, Phantoms, Study
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from lsmfm_jax.experiment import tiny
+from lsmfm_jax.experiment.declaration import BASELINES, Arm, DataType, Experiment, Study
 from lsmfm_jax.experiment.load import unknown_variant
 
 VARIANTS = ("", "tiny")
@@ -23,31 +28,28 @@ def get_experiment(variant: str = "") -> Experiment:
     """The experiment of one variant."""
     if variant not in VARIANTS:
         raise unknown_variant(variant, VARIANTS)
-    recipe, sizes, own = "segment_unet:cpu", (2, 3, 5), {}
-    of, prefix = "patches", ""
-    if variant == "tiny":
-        recipe, sizes = "segment_unet:tiny", (3, 6)
-        of = prefix = "nuclei"
-        own = {
-            "model.unet.channels": (4, 8),
-            "model.unet.strides": (2,),
-            "model.out_channels": 4,
-            "data.patch_size": (16, 16, 16),
-            "data.crops_per_patch": 4,
-            "train.batch_size": 4,
-            "train.epochs": 10,
-            "train.validate_every_epochs": 5,
-            "train.tensorboard": False,
-            "train.pictures_every_epochs": 0,
-        }
-    arms = (
+    return _tiny() if variant == "tiny" else _full()
+
+
+def _full() -> Experiment:
+    arms = _arms("segment_unet:cpu")
+    return Experiment("few_shot", (Study("segment", (DataType("patches", ""),), arms, sizes=(2, 3, 5)),))
+
+
+def _tiny() -> Experiment:
+    arms = _arms("segment_unet:tiny", tiny.FINETUNING)
+    return Experiment(
+        "few_shot:tiny",
+        (Study("segment", (DataType("nuclei", "nuclei"),), arms, sizes=(3, 6)),),
+        phantoms=dataclasses.replace(tiny.PHANTOMS, pretraining_count=1),
+        seeds=(1,),
+    )
+
+
+def _arms(recipe: str, overrides: Mapping[str, Any] | None = None) -> tuple[Arm, ...]:
+    own = dict(overrides or {})
+    return (
         Arm("network_alone", recipe, {**own, "voxel_classifier.enabled": False}),
         Arm("network_and_regression", recipe, own, against="network_alone"),
         Arm("thresholds", BASELINES, against="network_alone"),
-    )
-    return Experiment(
-        "few_shot:tiny" if variant else "few_shot",
-        (Study("segment", (DataType(of, prefix),), arms, sizes=sizes),),
-        phantoms=Phantoms(count=75, pretraining_count=1, size=(32, 32, 32)) if variant else None,
-        seeds=(1,) if variant else (1, 2, 3),
     )

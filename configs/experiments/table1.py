@@ -15,11 +15,13 @@ Hardware: see segment_unet. The tiny variant is made for a CPU (--jobs 2 on two 
 machine yet.
 """
 
-from lsmfm_jax.experiment.declaration import BASELINES, Arm, DataType, Experiment, Phantoms, Pretraining, Study
+from lsmfm_jax.experiment import paper_grid, tiny
+from lsmfm_jax.experiment.declaration import BASELINES, Arm, DataType, Experiment, Pretraining, Study
 from lsmfm_jax.experiment.load import unknown_variant
 
 VARIANTS = ("", "tiny")
 ALONE = {"voxel_classifier.enabled": False}
+THRESHOLDS = Arm("thresholds", BASELINES, against="unet_scratch")
 
 
 def get_experiment(variant: str = "") -> Experiment:
@@ -30,67 +32,27 @@ def get_experiment(variant: str = "") -> Experiment:
 
 
 def _full() -> Experiment:
-    types = (
-        DataType("amyloid_plaque", "amyloid_plaque", paper="Amyloid Plaque"),
-        DataType("cell_nucleus", "cell_nucleus", paper="Cell Nucleus"),
-        DataType("vessels_ch0", "vessels", channels=(0,), paper="Vessels"),
-        DataType("vessels_ch1", "vessels", channels=(1,), paper="Vessels"),
-    )
-    arms = []
-    for backbone, recipe, name in (("unet", "segment_unet", "UNet"), ("swin", "segment_swin_unetr", "Swin")):
-        scratch = f"{backbone}_scratch"
-        arms.append(Arm(scratch, f"{recipe}:scratch", ALONE, paper=f"Scr {name}"))
-        for start, called in (("image", "Img"), ("image_text", "Img+T")):
-            of = f"{backbone}_{start}"
-            arms.append(Arm(of, recipe, ALONE, pretrained=of, against=scratch, paper=f"{called} {name}"))
-    arms.append(Arm("thresholds", BASELINES, against="unet_scratch"))
-    names = ("unet_image", "unet_image_text", "swin_image", "swin_image_text")
-    return Experiment(
-        "table1",
-        (Study("segment", types, tuple(arms), sizes=(5, 7, 9, 11, 13, 15), paper_sizes=(5, 15)),),
-        pretrained=tuple(Pretraining(name) for name in names),
-    )
+    arms = (*paper_grid.network_arms("segment", ALONE), THRESHOLDS)
+    study = Study("segment", paper_grid.TYPES, arms, sizes=paper_grid.SIZES, paper_sizes=paper_grid.FEW_AND_MANY)
+    return Experiment("table1", (study,), pretrained=paper_grid.PRETRAINED)
 
 
 def _tiny() -> Experiment:
-    small = {
-        "model.unet.channels": (4, 8),
-        "model.unet.strides": (2,),
-        "model.out_channels": 4,
-        "train.tensorboard": False,
-        "train.pictures_every_epochs": 0,
-    }
-    learning = {
-        **small,
-        **ALONE,
-        "data.patch_size": (16, 16, 16),
-        "data.crops_per_patch": 4,
-        "train.batch_size": 4,
-        "train.epochs": 10,
-        "train.validate_every_epochs": 5,
-    }
-    pretraining = {
-        **small,
-        "data.patch_size": (24, 24, 24),
-        "data.input_size": (16, 16, 16),
-        "train.batch_size": 4,
-        "train.epochs": 4,
-        "train.validate_every_epochs": 2,
-    }
     types = tuple(DataType(name, name) for name in ("plaques", "nuclei", "vessels"))
+    recipe, own = "segment_unet:tiny", {**tiny.FINETUNING, **ALONE}
     arms = (
-        Arm("unet_scratch", "segment_unet:tiny", learning),
-        Arm("unet_image", "segment_unet:tiny", learning, pretrained="unet_image", against="unet_scratch"),
-        Arm("unet_image_text", "segment_unet:tiny", learning, pretrained="unet_image_text", against="unet_scratch"),
-        Arm("thresholds", BASELINES, against="unet_scratch"),
+        Arm("unet_scratch", recipe, own),
+        Arm("unet_image", recipe, own, pretrained="unet_image", against="unet_scratch"),
+        Arm("unet_image_text", recipe, own, pretrained="unet_image_text", against="unet_scratch"),
+        THRESHOLDS,
     )
     return Experiment(
         "table1:tiny",
         (Study("segment", types, arms, sizes=(5,)),),
         pretrained=(
-            Pretraining("unet_image", recipe="pretrain_unet:tiny_image_only", overrides=pretraining),
-            Pretraining("unet_image_text", recipe="pretrain_unet:tiny", overrides=pretraining),
+            Pretraining("unet_image", recipe="pretrain_unet:tiny_image_only", overrides=tiny.PRETRAINING),
+            Pretraining("unet_image_text", recipe="pretrain_unet:tiny", overrides=tiny.PRETRAINING),
         ),
-        phantoms=Phantoms(count=75, pretraining_count=30, size=(32, 32, 32)),
+        phantoms=tiny.PHANTOMS,
         seeds=(1,),
     )

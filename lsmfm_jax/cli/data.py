@@ -59,7 +59,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _ingest(options: argparse.Namespace) -> int:
-    from lsmfm_jax.store.ingest import IngestFailed, ingest
+    from lsmfm_jax.store.ingest import ingest
+    from lsmfm_jax.store.ingest_summary import IngestFailed
 
     def progress(done: int, total: int, path: pathlib.Path) -> None:
         if done == total or done % 50 == 0:

@@ -40,7 +40,7 @@ def _train(options: argparse.Namespace) -> int:
     # Only now: JAX takes seconds to import, and a wrong configuration should be told at once.
     import jax
 
-    from lsmfm_jax.files import locked
+    from lsmfm_jax.locks import locked
     from lsmfm_jax.train.compilation import start_devices
     from lsmfm_jax.train.signals import REQUEUE_EXIT_CODE, stop_was_asked
 
@@ -69,7 +69,8 @@ def _train_in_folder(config: Any, options: argparse.Namespace, *, print_line: Ca
     """Trains; False where it was stopped on the way."""
     from lsmfm_jax.tasks import SETUPS
     from lsmfm_jax.train.loop import Ending
-    from lsmfm_jax.train.run import check_run_folder, execute
+    from lsmfm_jax.train.resume import check_run_folder
+    from lsmfm_jax.train.run import execute
 
     check_run_folder(config, options.workdir, allow_change=options.allow_config_change)
     setup = SETUPS[config.task](config, options.workdir, print_line=print_line)

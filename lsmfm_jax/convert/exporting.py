@@ -10,10 +10,11 @@ import numpy as np
 
 from lsmfm_jax import files
 from lsmfm_jax.convert import pretraining, resnet, swin_unetr, text_folder, unet
-from lsmfm_jax.convert.importing import NOTE, ConversionError
+from lsmfm_jax.convert.importing import ConversionError
+from lsmfm_jax.convert.layouts import NOTE
 from lsmfm_jax.convert.torch_files import torch_file_bytes
 from lsmfm_jax.models import BACKBONES
-from lsmfm_jax.models.text import BertConfig
+from lsmfm_jax.models.text_directory import read_bert_config
 from lsmfm_jax.train.weights import Weights, read_weights
 
 LAYOUTS = ("monai", "lightning")
@@ -219,7 +220,7 @@ def _metadata(run: pathlib.Path, weights: Weights, file: pathlib.Path, layout: s
     }
     note: dict[str, Any] = {"architecture": architecture}
     if (run / text_folder.FOLDER / "config.json").is_file():
-        note["text_heads"] = BertConfig.from_directory(run / text_folder.FOLDER).num_heads
+        note["text_heads"] = read_bert_config(run / text_folder.FOLDER).num_heads
     if file.suffix == ".safetensors":
         return {"format": "pt", "layout": layout, NOTE: json.dumps(note)}
     if layout == "monai":

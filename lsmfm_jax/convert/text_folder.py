@@ -12,6 +12,7 @@ from safetensors.numpy import save
 from lsmfm_jax.convert import bert
 from lsmfm_jax.files import replace_file, replace_text
 from lsmfm_jax.models.text import BertConfig
+from lsmfm_jax.models.text_directory import read_bert_config
 
 FOLDER = "text"
 _TOKENIZER_FILES = (
@@ -38,7 +39,7 @@ class TextSource(NamedTuple):
         """
         if self.directory is None:
             return self.given_heads or noted
-        heads = BertConfig.from_directory(self.directory).num_heads
+        heads = read_bert_config(self.directory).num_heads
         if self.given_heads not in (None, heads):
             raise ValueError(
                 f"--text-heads {self.given_heads}, but {self.directory} has {heads}; leave one of them out"
@@ -53,7 +54,7 @@ class TextSource(NamedTuple):
         """
         if self.directory is None:
             return sizes
-        told = BertConfig.from_directory(self.directory)
+        told = read_bert_config(self.directory)
         # The smallest constant and the padding token are in no tensor.
         free = ("layer_norm_epsilon", "pad_token", "num_heads")
         own, other = dataclasses.asdict(sizes), dataclasses.asdict(told)

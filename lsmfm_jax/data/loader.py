@@ -7,33 +7,18 @@ that is how `jax.make_array_from_process_local_data` lays them out. Order and dr
 global batch before a process takes its block, and cost no reading; the cursor is the step alone.
 """
 
-import contextlib
 import logging
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import resource_tracker
 
 import grain
 import numpy as np
 
 from lsmfm_jax.data.patches import CENTRE, Draw, PatchReader, places
-from lsmfm_jax.data.tokens import TokenTable, build_token_table
+from lsmfm_jax.data.tokens import TokenTable
+from lsmfm_jax.data.workers import prefetching, signals_left_to_this_process
 from lsmfm_jax.errors import InputError, LsmfmError
 from lsmfm_jax.scale import Scale
 from lsmfm_jax.store.reader import PatchStore
-
-__all__ = [
-    "BatchStream",
-    "DamagedDataError",
-    "TokenTable",
-    "ValidationBatches",
-    "build_token_table",
-    "make_loader",
-    "validation_batches",
-]
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +42,7 @@ class BatchStream:
     """
 
     def __init__(self, dataset: grain.IterDataset, *, reader: PatchReader, max_bad_frac: float) -> None:
-        with _left_to_this_process():
+        with signals_left_to_this_process():
             self._iterator: Iterator[Batch] = iter(dataset)
         self._reader = reader
         self._max_bad_frac = max_bad_frac
@@ -69,7 +54,7 @@ class BatchStream:
         return self
 
     def __next__(self) -> Batch:
-        with _left_to_this_process():
+        with signals_left_to_this_process():
             batch = next(self._iterator)
         found = batch.pop("damaged")
         _note_damaged(found[found >= 0], self._reader, seen=self.damaged)
@@ -149,7 +134,7 @@ def make_loader(
         .batch(batch_size, batch_fn=list)
     )
     batches = plans.slice(slice(start_step, None)).map(_Assemble(reader, block))
-    return BatchStream(_prefetching(batches, workers, prefetch), reader=reader, max_bad_frac=max_bad_frac)
+    return BatchStream(prefetching(batches, workers, prefetch), reader=reader, max_bad_frac=max_bad_frac)
 
 
 class ValidationBatches:
@@ -169,7 +154,7 @@ class ValidationBatches:
         batches = grain.MapDataset.range(len(self)).map(
             _PlanBatch(self._batch_size, count, then=_Assemble(self._reader, self._block))
         )
-        for number, batch in enumerate(_prefetching(batches, 0, self._prefetch)):
+        for number, batch in enumerate(prefetching(batches, 0, self._prefetch)):
             found = batch.pop("damaged")
             _note_damaged(found[found >= 0], self._reader, seen=self.damaged)
             rows = number * self._batch_size + np.arange(self._batch_size)[self._block]
@@ -245,54 +230,6 @@ def _block(batch_size: int, process_index: int, process_count: int) -> slice:
         )
     local = batch_size // process_count
     return slice(process_index * local, (process_index + 1) * local)
-
-
-def _prefetching(batches: grain.MapDataset, workers: int, prefetch: int) -> grain.IterDataset:
-    """Read ahead in threads, or in worker processes."""
-    options = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
-    if workers == 0:
-        return batches.to_iter_dataset(options)
-    # grain hands absl's flags to its workers, which fails where no absl program has parsed them.
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-    # Its start unblocks signals; the workers, which come later, are to inherit that they are blocked.
-    resource_tracker.ensure_running()
-    ahead = max(1, prefetch // workers)
-    own = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
-    processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead)
-    return batches.to_iter_dataset(own).mp_prefetch(processes, worker_init_fn=_end_with_the_parent)
-
-
-# What a terminal or a scheduler sends to all processes of a run.
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-
-@contextlib.contextmanager
-def _left_to_this_process() -> Iterator[None]:
-    """Workers that are started here do not get the signals that ask for a stop: the run stops, and then ends them.
-
-    Processes and threads inherit which signals are blocked in the thread that starts them; meanwhile another thread
-    takes those that come.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _end_with_the_parent(worker: int, workers: int) -> None:
-    """In a worker: ends it when the run is gone, however that came."""
-    parent = multiprocessing.parent_process()
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    if parent is not None:
-        threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
 def _report_padded(reader: PatchReader) -> None:

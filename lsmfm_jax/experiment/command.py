@@ -11,7 +11,7 @@ from lsmfm_jax.experiment.page import PAGE, write_results
 from lsmfm_jax.experiment.prepare import RECORD, prepare
 from lsmfm_jax.experiment.runner import Outcome, projected_hours, run_grid
 from lsmfm_jax.experiment.tables import CSV, LATEX, MARKDOWN, claim_rows
-from lsmfm_jax.files import locked
+from lsmfm_jax.locks import locked
 
 
 def run_experiment(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Num
 
-from lsmfm_jax.data.labelled_batches import LabelledPatch
+from lsmfm_jax.data.labelled_patches import LabelledPatch
 from lsmfm_jax.data.labels import IGNORED
 from lsmfm_jax.planning.objects import Objects, Size, joined, mean_voxel_um, measure_objects, typical
 from lsmfm_jax.scale import OCTAVES, Scale, measure

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lsmfm_jax import html_page
-from lsmfm_jax.data.labelled_batches import LabelledPatch
+from lsmfm_jax.data.labelled_patches import LabelledPatch
 from lsmfm_jax.data.labels import IGNORED
 from lsmfm_jax.planning.fingerprint import facts
 from lsmfm_jax.planning.plan import Plan

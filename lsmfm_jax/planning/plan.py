@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from lsmfm_jax.data.labelled_batches import LabelledPatch, LabelledSource, Size
+from lsmfm_jax.data.labelled_batches import LabelledSource, Size
+from lsmfm_jax.data.labelled_patches import LabelledPatch
 from lsmfm_jax.data.patches import fit
 from lsmfm_jax.models import BACKBONES, configured_architecture
 from lsmfm_jax.planning.decisions import (

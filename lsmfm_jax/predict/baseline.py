@@ -10,7 +10,8 @@ from jaxtyping import Float, Num
 from ml_collections import ConfigDict
 
 from lsmfm_jax import baselines
-from lsmfm_jax.data.labelled_batches import LabelledPatch, LabelledSource
+from lsmfm_jax.data.labelled_batches import LabelledSource
+from lsmfm_jax.data.labelled_patches import LabelledPatch
 from lsmfm_jax.data.labels import IGNORED, LabelValues
 from lsmfm_jax.files import replace_json
 from lsmfm_jax.metrics.segmentation import segmentation_scores

@@ -15,7 +15,8 @@ from lsmfm_jax.data.tokens import build_token_table
 from lsmfm_jax.losses.pretrain import mean_normalised_features
 from lsmfm_jax.metrics.zero_shot import unit_vectors
 from lsmfm_jax.models.heads import ProjectionHead
-from lsmfm_jax.models.text import LoadedText, TextTower, load_text_tower
+from lsmfm_jax.models.text import TextTower
+from lsmfm_jax.models.text_directory import LoadedText, load_text_tower
 from lsmfm_jax.predict.inputs import PredictionError
 from lsmfm_jax.predict.network import recorded_window
 from lsmfm_jax.predict.windows import Size, average_windows

@@ -68,32 +68,74 @@ def propose_boxes(
     if not 1 <= count <= MOST_BOXES:
         raise PredictionError(f"--count {count}: from 1 to {MOST_BOXES} boxes can be proposed")
     refuse_foreign(out, made_by="next-boxes", flag=False)
-    predictor = load_ensemble(checkpoints, window=window, flips=flips, uncertainty=flips and len(checkpoints) == 1)
-    if predictor.task != "segment":
-        raise PredictionError(f"{checkpoints[0]}: a run of task {predictor.task!r}; boxes are proposed by segmentation")
+    predictor = _segmentation(checkpoints, window=window, flips=flips)
     cases, _ = find_cases(inputs, task="segment")
     volumes = {case.name: volume_of(case.name, pattern=volume_pattern) for case in cases}
     measure = _measure_text(predictor, len(checkpoints))
-    print_line(f"{len(cases)} images of {describe_volumes(volumes.values())}; uncertainty: {measure}")
-    labelled = sum(case.truth is not None for case in cases)
-    if labelled:
-        print_line(f"note: {labelled} of them have a label beside them already; boxes of them are proposed as well")
-    groups: dict[str, list[Proposal]] = {}
-    for case in cases:
-        volume = volumes[case.name]
-        found = _proposals(predictor, case, volume, settings or Settings(), size=size, count=count)
-        best = f", the best {found[0].mean_uncertainty:.3f} bits" if found else ""
-        print_line(f"{case.path.name}: {len(found)} boxes{best}")
-        # No more of a volume can be chosen, so no more are kept.
-        ordered = sorted([*groups.get(volume, []), *found], key=lambda one: -one.mean_uncertainty)
-        groups[volume] = ordered[:count]
-    chosen = [one for _, one in round_robin(groups, count=count, value=lambda one: one.mean_uncertainty)]
+    _print_inputs(cases, volumes, measure, print_line)
+    best = _best_of_volumes(
+        predictor, cases, volumes, settings or Settings(), size=size, count=count, print_line=print_line
+    )
+    chosen = [one for _, one in round_robin(best, count=count, value=lambda one: one.mean_uncertainty)]
     if not chosen:
         raise PredictionError(
             f"no box of {_text(size)} voxels is left: all have too much padding; name a smaller --size, or other images"
         )
     rows = _write(out, chosen, size=size, measure=measure)
-    share = -(-count // len(groups))
+    _print_chosen(chosen, out, size=size, count=count, volumes=len(best), print_line=print_line)
+    return rows
+
+
+def _segmentation(checkpoints: Sequence[pathlib.Path], *, window: Size | None, flips: bool) -> Predictor | Ensemble:
+    """The runs as one, with an uncertainty where there are several or flips."""
+    predictor = load_ensemble(checkpoints, window=window, flips=flips, uncertainty=flips and len(checkpoints) == 1)
+    if predictor.task != "segment":
+        raise PredictionError(f"{checkpoints[0]}: a run of task {predictor.task!r}; boxes are proposed by segmentation")
+    return predictor
+
+
+def _print_inputs(
+    cases: Sequence[Case], volumes: dict[str, str], measure: str, print_line: Callable[[str], None]
+) -> None:
+    print_line(f"{len(cases)} images of {describe_volumes(volumes.values())}; uncertainty: {measure}")
+    labelled = sum(case.truth is not None for case in cases)
+    if labelled:
+        print_line(f"note: {labelled} of them have a label beside them already; boxes of them are proposed as well")
+
+
+def _best_of_volumes(
+    predictor: Predictor | Ensemble,
+    cases: Sequence[Case],
+    volumes: dict[str, str],
+    settings: Settings,
+    *,
+    size: Size,
+    count: int,
+    print_line: Callable[[str], None],
+) -> dict[str, list[Proposal]]:
+    """The best boxes of each volume, the most uncertain first; `volumes` has that of each image by its name."""
+    best: dict[str, list[Proposal]] = {}
+    for case in cases:
+        volume = volumes[case.name]
+        found = _proposals(predictor, case, volume, settings, size=size, count=count)
+        first = f", the best {found[0].mean_uncertainty:.3f} bits" if found else ""
+        print_line(f"{case.path.name}: {len(found)} boxes{first}")
+        # No more of a volume can be chosen, so no more are kept.
+        ordered = sorted([*best.get(volume, []), *found], key=lambda one: -one.mean_uncertainty)
+        best[volume] = ordered[:count]
+    return best
+
+
+def _print_chosen(
+    chosen: Sequence[Proposal],
+    out: pathlib.Path,
+    *,
+    size: Size,
+    count: int,
+    volumes: int,
+    print_line: Callable[[str], None],
+) -> None:
+    share = -(-count // volumes)
     print_line(
         f"{len(chosen)} boxes of {_text(size)} voxels, in turns from {describe_volumes(one.volume for one in chosen)}: "
         f"at most {share} of a volume, unless others have no more"
@@ -105,7 +147,6 @@ def propose_boxes(
     print_line(
         f"{TABLE}, {PICTURE} and the boxes are in {out}; put <name>_label.nii.gz beside each, for lsmfm finetune"
     )
-    return rows
 
 
 def _measure_text(predictor: Predictor | Ensemble, runs: int) -> str:

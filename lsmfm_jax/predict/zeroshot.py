@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lsmfm_jax.data.labelled import LabelledFile, find_labelled, rows_of, with_classes
-from lsmfm_jax.data.labelled_batches import read_image
+from lsmfm_jax.data.labelled_patches import read_image
 from lsmfm_jax.data.labelled_store import find_stored, is_store
 from lsmfm_jax.files import mark_folder, read_sealed, refuse_foreign, replace_json
 from lsmfm_jax.metrics.classification import confusion_matrix, write_confusion_csv

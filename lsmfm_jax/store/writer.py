@@ -10,18 +10,8 @@ from types import TracebackType
 import numpy as np
 from jaxtyping import Shaped
 
-from lsmfm_jax.files import (
-    LOCK,
-    TEMPORARY,
-    Locked,
-    WriteError,
-    file_sha256,
-    hold,
-    release,
-    replace_file,
-    replacing_folder,
-    seal,
-)
+from lsmfm_jax.files import TEMPORARY, WriteError, file_sha256, replace_file, replacing_folder, seal
+from lsmfm_jax.locks import LOCK, Locked, hold, release
 from lsmfm_jax.store.manifest import MANIFEST, Manifest, Part, PatchRow, manifest_bytes, read_manifest
 from lsmfm_jax.store.reader import (
     CAPTIONS,

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from lsmfm_jax.augment import augment
-from lsmfm_jax.data.labelled_batches import read_classification
+from lsmfm_jax.data.labelled_patches import read_classification
 from lsmfm_jax.losses.classify import class_weights, cross_entropy, shares_by_class
 from lsmfm_jax.metrics.classification import classification_scores, confusion_matrix
 from lsmfm_jax.tasks.declaration import FinetuneTask, Patches, PrintLine, Read

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from lsmfm_jax.augment import augment_geometry
-from lsmfm_jax.data.labelled_batches import Blur, LabelledPatch, read_deblurring
+from lsmfm_jax.data.labelled_patches import Blur, LabelledPatch, read_deblurring
 from lsmfm_jax.losses import deblur as losses
 from lsmfm_jax.models.backbone import Trunk
 from lsmfm_jax.tasks.declaration import FinetuneTask, Patches, PrintLine, Read

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from lsmfm_jax.data.labelled import LabelledFile
-from lsmfm_jax.data.labelled_batches import LabelledPatch
+from lsmfm_jax.data.labelled_patches import LabelledPatch
 from lsmfm_jax.tasks.finetuning import Network
 from lsmfm_jax.train.task import Task
 

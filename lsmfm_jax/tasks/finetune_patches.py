@@ -14,12 +14,11 @@ from lsmfm_jax.data.labelled import (
     VALIDATION_FOLDERS,
     LabelledDataError,
     LabelledFile,
-    Sides,
-    choose_sides,
     find_labelled,
     rows_of,
     with_classes,
 )
+from lsmfm_jax.data.labelled_sides import Sides, choose_sides
 from lsmfm_jax.data.labelled_store import find_stored, is_store
 from lsmfm_jax.data.splits import describe_sides
 from lsmfm_jax.errors import LsmfmError

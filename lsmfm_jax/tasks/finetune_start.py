@@ -15,7 +15,7 @@ from lsmfm_jax.tasks.finetune_tasks import finetune_task
 from lsmfm_jax.tasks.finetuning import Network, backbone_of
 from lsmfm_jax.train.low_rank import LowRank
 from lsmfm_jax.train.optim import Group, Rule, leaf_path
-from lsmfm_jax.train.run import has_checkpoint
+from lsmfm_jax.train.resume import has_checkpoint
 from lsmfm_jax.train.task import PyTree
 from lsmfm_jax.train.weights import Weights, read_weights
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from lsmfm_jax.data.labelled import LabelledDataError
-from lsmfm_jax.data.labelled_batches import LabelledPatch
+from lsmfm_jax.data.labelled_patches import LabelledPatch
 from lsmfm_jax.data.labels import IGNORED
 from lsmfm_jax.planning.plan import disagreement
 from lsmfm_jax.tasks.declaration import Patches, PrintLine

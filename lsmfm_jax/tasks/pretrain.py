@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
@@ -18,51 +17,16 @@ from lsmfm_jax.augment import augment, scale_intensity
 from lsmfm_jax.losses import pretrain as losses
 from lsmfm_jax.masking import apply_mask, block_mask, fixed_masks
 from lsmfm_jax.metrics.retrieval import retrieval_accuracy
-from lsmfm_jax.models import build_backbone
-from lsmfm_jax.models.heads import LightDecoder, ProjectionHead, initial_logit_scale, logit_scale
-from lsmfm_jax.models.text import BertConfig, TextTower, pooled_tokens
+from lsmfm_jax.models.heads import logit_scale
+from lsmfm_jax.models.text import BertConfig, pooled_tokens
 from lsmfm_jax.resample import resize_trilinear
 from lsmfm_jax.tasks.inputs import augment_settings, varied
+from lsmfm_jax.tasks.pretrain_networks import Networks, build_networks, first_parameters
 from lsmfm_jax.tasks.pretrain_pictures import draw_reconstructions
 from lsmfm_jax.train.task import Local, PyTree, Rows, Task
 
 # Not the seed of the run: every validation of every run hides the same voxels.
 _VALIDATION_SEED = 20_260_525
-
-
-@dataclasses.dataclass(frozen=True)
-class Networks:
-    """The modules of pretraining; the text modules are None in image-only mode."""
-
-    backbone: nn.Module
-    light_decoder: nn.Module
-    image_projection: nn.Module | None
-    text_tower: nn.Module | None
-    text_projection: nn.Module | None
-
-
-def build_networks(config: ConfigDict, bert: BertConfig | None) -> Networks:
-    """The modules that a configuration describes.
-
-    Args:
-        config: of task `pretrain`.
-        bert: sizes of the text tower; None builds no text modules.
-    """
-    model = config.model
-    backbone = build_backbone(
-        model.name, dtype=model.dtype, out_channels=model.out_channels, **model[model.name].to_dict()
-    )
-    dtype = jnp.dtype(model.dtype)
-    light_decoder = LightDecoder(dtype=dtype)
-    if bert is None:
-        return Networks(backbone, light_decoder, None, None, None)
-    return Networks(
-        backbone=backbone,
-        light_decoder=light_decoder,
-        image_projection=ProjectionHead(model.out_channels),
-        text_tower=TextTower(bert, dtype=dtype, pooling=config.text.pooling),
-        text_projection=ProjectionHead(model.out_channels),
-    )
 
 
 def pretraining_task(config: ConfigDict, bert: BertConfig | None, *, warmup_steps: int) -> Task:
@@ -76,7 +40,7 @@ def pretraining_task(config: ConfigDict, bert: BertConfig | None, *, warmup_step
     networks = build_networks(config, bert)
     parts = _Pretraining(config, networks, warmup_steps)
     return Task(
-        init=parts.init,
+        init=lambda key: first_parameters(networks, config, key),
         prepare=parts.prepare,
         local=parts.local,
         joint=parts.joint if bert is not None else None,
@@ -95,30 +59,6 @@ class _Pretraining:
     config: ConfigDict
     networks: Networks
     warmup_steps: int
-
-    def init(self, key: Array) -> tuple[PyTree, PyTree]:
-        """Fresh parameters and batch statistics."""
-        networks, width = self.networks, self.config.model.out_channels
-        keys = jax.random.split(key, 5)
-        volume = jnp.zeros((1, *self.config.data.input_size, 1))
-        variables = networks.backbone.init(keys[0], volume, train=False, method="trunk")
-        # The decoder's parameters are those on the dense features, whatever tail the backbone has.
-        dense = jnp.zeros((1, 4, 4, 4, width))
-        params = {
-            "backbone": variables["params"],
-            "light_decoder": networks.light_decoder.init(keys[1], dense, None)["params"],
-        }
-        if networks.text_tower is not None:
-            tokens = jnp.zeros((1, 8), jnp.int32)
-            text = networks.text_tower.init(keys[2], tokens, tokens == 0)["params"]
-            hidden = jnp.zeros((1, networks.text_tower.config.hidden_size))
-            params |= {
-                "image_projection": networks.image_projection.init(keys[3], jnp.zeros((1, width)))["params"],
-                "text_tower": text,
-                "text_projection": networks.text_projection.init(keys[4], hidden)["params"],
-                "logit_scale": initial_logit_scale(self.config.loss.contrast_temperature),
-            }
-        return params, {"backbone": variables.get("batch_stats", {})}
 
     def teacher_of(self, params: PyTree, batch_stats: PyTree) -> PyTree:
         """The part that the teacher averages: the backbone, with its statistics unless configured otherwise."""

@@ -10,25 +10,23 @@ import jax
 from ml_collections import ConfigDict
 
 from lsmfm_jax.config import ConfigError, check_step_count
-from lsmfm_jax.data.loader import (
-    TokenTable,
-    ValidationBatches,
-    build_token_table,
-    make_loader,
-    validation_batches,
-)
+from lsmfm_jax.data.loader import ValidationBatches, make_loader, validation_batches
 from lsmfm_jax.data.splits import Split, describe_sides, load_split, split_by_volume
+from lsmfm_jax.data.tokens import TokenTable, build_token_table
 from lsmfm_jax.models.tensor_limits import check_map_sizes
-from lsmfm_jax.models.text import LoadedText, load_text_tower, trainable_text_rules
+from lsmfm_jax.models.text import trainable_text_rules
+from lsmfm_jax.models.text_directory import LoadedText, load_text_tower
 from lsmfm_jax.models.tiny_bert import build_tiny_bert
 from lsmfm_jax.store.reader import PatchStore
 from lsmfm_jax.tasks.inputs import configured_scale
-from lsmfm_jax.tasks.pretrain import build_networks, pretraining_task
+from lsmfm_jax.tasks.pretrain import pretraining_task
+from lsmfm_jax.tasks.pretrain_networks import build_networks
 from lsmfm_jax.train.checkpoint import CheckpointError
 from lsmfm_jax.train.optim import Group, Rule
 from lsmfm_jax.train.processes import wait_for_all
 from lsmfm_jax.train.records import TEXT_FOLDER, damaged_records
-from lsmfm_jax.train.run import Setup, has_checkpoint
+from lsmfm_jax.train.resume import has_checkpoint
+from lsmfm_jax.train.run import Setup
 from lsmfm_jax.train.weights import Weights, read_weights
 
 log = logging.getLogger(__name__)

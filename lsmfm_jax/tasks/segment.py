@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from lsmfm_jax.augment import augment_pair
-from lsmfm_jax.data.labelled_batches import read_segmentation
+from lsmfm_jax.data.labelled_patches import read_segmentation
 from lsmfm_jax.data.labels import IGNORED, LabelValues
 from lsmfm_jax.losses import segment as losses
 from lsmfm_jax.tasks.declaration import FinetuneTask, Patches, PrintLine, Read

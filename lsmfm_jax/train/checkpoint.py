@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written in the background, several kept, each leaf fingerprinted and checked when read."""
+"""Checkpoints of a run: written in the background, several kept, and checked when read."""
 
 import contextlib
 import json
@@ -14,12 +14,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from lsmfm_jax.errors import LsmfmError, os_reason
-from lsmfm_jax.files import DamagedFile, file_sha256, json_text, read_bytes, read_json, replace_json, sha256
+from lsmfm_jax.errors import LsmfmError
+from lsmfm_jax.files import replace_json
+from lsmfm_jax.train.checkpoint_checks import committed_steps, damaged_files, differing_leaves, hash_files, record_hash
 from lsmfm_jax.train.fingerprints import fingerprints
 from lsmfm_jax.train.processes import any_process, wait_for_all
+from lsmfm_jax.train.task import PyTree
 
-PyTree = Any
 log = logging.getLogger(__name__)
 
 
@@ -76,7 +77,7 @@ class Checkpoints:
                 return
             self._set_aside([step])
         record = {**meta, "step": step, "fingerprints": fingerprints(state)}
-        record["checksum"] = _seal_of(record)
+        record["checksum"] = record_hash(record)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record))
         self._writing = step
         try:
@@ -124,7 +125,7 @@ class Checkpoints:
             if old.stem not in {str(step) for step in steps}:
                 old.unlink()
         for step in sorted(self._unsealed.intersection(steps)):
-            replace_json(seals / f"{step}.json", _hash_files(self.folder / str(step)))
+            replace_json(seals / f"{step}.json", hash_files(self.folder / str(step)))
 
     def _start_again(self) -> None:
         # A manager raises the error of a failed save at every later call.
@@ -167,7 +168,7 @@ class Checkpoints:
                 except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
                     damage = [f"{self.folder / str(step)}: cannot be read: {_first_line(error)}"]
                 else:
-                    damage = _differing_leaves(self.folder / str(step), restored)
+                    damage = differing_leaves(self.folder / str(step), restored.state, restored.meta)
             if not any_process(bool(damage)):
                 self._unsealed.add(step)
                 self._set_aside(steps[:at])
@@ -201,7 +202,8 @@ class Checkpoints:
             if step in self._unsealed or (self.folder / "seals" / f"{step}.json").exists():
                 continue
             try:
-                whole = not _differing_leaves(self.folder / str(step), self._read(step, abstract_state))
+                read = self._read(step, abstract_state)
+                whole = not differing_leaves(self.folder / str(step), read.state, read.meta)
             except Exception:  # as in `restore`
                 whole = False
             if any_process(not whole):
@@ -260,50 +262,6 @@ def _remove_halves(folder: pathlib.Path) -> None:
         time.sleep(0.1)
 
 
-def committed_steps(folder: pathlib.Path) -> list[int]:
-    """Steps of the checkpoint folders that are there under their final name, in order."""
-    if not folder.is_dir():
-        return []
-    names = [entry.name for entry in folder.iterdir() if entry.is_dir()]
-    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
-
-
-def damaged_files(folder: pathlib.Path, step: int) -> list[str]:
-    """One line for each file of a checkpoint that is missing or differs from what was written; empty where whole."""
-    marker = folder / str(step) / "_CHECKPOINT_METADATA"
-    if not marker.exists():
-        return [f"{marker}: missing: the checkpoint was not committed"]
-    # Reading a pipe would never end.
-    odd = [path for path in sorted((folder / str(step)).rglob("*")) if not path.is_file() and not path.is_dir()]
-    if odd:
-        return [f"{path}: neither a file nor a folder" for path in odd]
-    seal = folder / "seals" / f"{step}.json"
-    if not seal.exists():
-        return []
-    try:
-        data = read_bytes(seal)
-        expected = read_json(seal)
-        body = expected.pop("_seal", None)
-    except DamagedFile as error:
-        return [f"{seal}: damaged: {error.reason}"]
-    if body != _seal_of(expected) or data != json_text({**expected, "_seal": body}).encode():
-        return [f"{seal}: damaged: its own checksum differs"]
-    try:
-        actual = _hash_files(folder / str(step))
-    except OSError as error:
-        return [f"{error.filename or folder / str(step)}: cannot be read: {os_reason(error)}"]
-    actual.pop("_seal")
-    lines = []
-    for name in sorted(expected.keys() | actual.keys()):
-        if name not in actual:
-            lines.append(f"{folder / str(step) / name}: missing")
-        elif name not in expected:
-            lines.append(f"{folder / str(step) / name}: was not written with the checkpoint")
-        elif expected[name] != actual[name]:
-            lines.append(f"{folder / str(step) / name}: contents differ from what was written")
-    return lines
-
-
 def read_part(folder: pathlib.Path, step: int, names: tuple[str, ...] | None) -> tuple[PyTree, dict[str, Any]]:
     """Parts of a saved state as numpy arrays, checked against their fingerprints, and the meta record.
 
@@ -331,32 +289,10 @@ def read_part(folder: pathlib.Path, step: int, names: tuple[str, ...] | None) ->
             )
     except Exception as error:
         raise CheckpointError(f"{place}: cannot be read: {_first_line(error)}") from error
-    differing = _differing_leaves(place, Restored(state, meta, step), partial=True)
+    differing = differing_leaves(place, state, meta, partial=True)
     if differing:
         raise CheckpointError("; ".join(differing[:5]))
     return state, meta
-
-
-def _hash_files(folder: pathlib.Path) -> dict[str, str]:
-    hashes = {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {**hashes, "_seal": _seal_of(hashes)}
-
-
-def _seal_of(record: dict[str, Any]) -> str:
-    return sha256(json.dumps(record, sort_keys=True).encode())
-
-
-def _differing_leaves(place: pathlib.Path, restored: Restored, *, partial: bool = False) -> list[str]:
-    expected = restored.meta["fingerprints"]
-    actual = fingerprints(restored.state)
-    if not partial and expected.keys() != actual.keys():
-        changed = sorted(expected.keys() ^ actual.keys())
-        return [f"{place}: leaves differ from those written: {', '.join(changed[:10])}"]
-    damaged = [f"{place}: leaf {name} is damaged" for name in actual if expected.get(name) != actual[name]]
-    record = dict(restored.meta)
-    if not damaged and record.pop("checksum", None) != _seal_of(record):
-        return [f"{place}: its record is damaged"]
-    return damaged
 
 
 def _first_line(error: Exception) -> str:

@@ -1,30 +1,26 @@
 """The training loop, blind to what is trained: steps, validations, pictures, checkpoints, and when to stop."""
 
-import collections
 import contextlib
 import dataclasses
 import enum
-import logging
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lsmfm_jax.errors import LsmfmError
-from lsmfm_jax.train.checkpoint import Checkpoints, Restored, SaveError, committed_steps
+from lsmfm_jax.train.bad_steps import BadSteps
+from lsmfm_jax.train.checkpoint import Checkpoints
 from lsmfm_jax.train.compilation import compiler_options, return_compiler_memory
 from lsmfm_jax.train.processes import any_process, compiled_together, gathered
+from lsmfm_jax.train.saving import Best, Saving
 from lsmfm_jax.train.sharding import put_batch, replicated, split_volumes
 from lsmfm_jax.train.signals import StopRequest
 from lsmfm_jax.train.state import TrainState
 from lsmfm_jax.train.task import PyTree, Task
 from lsmfm_jax.train.tracking import Tracker
-
-log = logging.getLogger(__name__)
 
 
 class Ending(enum.Enum):
@@ -33,10 +29,6 @@ class Ending(enum.Enum):
     FINISHED = "all epochs done"
     PATIENCE = "no better validation for the epochs of train.patience_epochs"
     STOPPED = "asked to stop by a signal"
-
-
-class NonFiniteError(LsmfmError, RuntimeError):
-    """Too many non-finite steps in a row; the message names the samples."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +52,6 @@ class LoopSettings:
     def total_steps(self) -> int:
         """Optimiser steps of a run that goes to its end."""
         return self.epochs * self.steps_per_epoch
-
-
-@dataclasses.dataclass
-class Best:
-    """The best validation so far."""
-
-    value: float | None = None
-    epoch: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,25 +97,24 @@ class Loop:
     def __init__(self, run: Run, settings: LoopSettings) -> None:
         self.run = run
         self.settings = settings
-        self.best = Best()
-        # What was the best before, as long as it is not known whether the new one is written.
-        self._best_before: Best | None = None
-        self._samples: collections.deque[tuple[int, np.ndarray]] = collections.deque(maxlen=1000)
+        self.saving = Saving(
+            run.checkpoints,
+            run.best_checkpoints,
+            steps_per_epoch=settings.steps_per_epoch,
+            on_disk_full=settings.on_disk_full,
+            print_line=self.print_line,
+        )
+        self._bad_steps = BadSteps(
+            max_in_row=settings.max_bad_steps, spike_factor=settings.spike_factor, print_line=self.print_line
+        )
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
-        self._running_loss: float | None = None
         self._damaged_count = 0
-        self._bad_samples: list[int] = []
         # Patches and seconds of steps alone, since the last line of metrics.
         self._patches = 0
         self._timed_from: float | None = None
         self._evaluate = compile_on_validation(run.task.evaluate, run.task, run.mesh)
         picture = run.task.picture
         self._picture = compile_on_validation(picture, run.task, run.mesh) if picture else None
-
-    def resume_from(self, restored: Restored) -> None:
-        """Restores the record of the best validation, if a best checkpoint is there: else the next one is the best."""
-        if committed_steps(self.run.best_checkpoints.folder):
-            self.best = Best(**(restored.meta.get("best") or {}))
 
     def train(self, state: TrainState) -> tuple[TrainState, Ending]:
         """Trains until the end, a lack of progress or a signal; leaves a checkpoint of the last state.
@@ -147,7 +130,7 @@ class Loop:
         with StopRequest() as stop, contextlib.closing(self.run.batches(step)) as stream:
             while step < settings.total_steps:
                 batch = next(stream)
-                self._samples.append((step + 1, np.asarray(batch["sample"])))
+                self._bad_steps.note(step + 1, np.asarray(batch["sample"]))
                 state, metrics = self.run.step(state, put_batch(batch, self.run.mesh))
                 step += 1
                 self._pending.append((step, metrics))
@@ -174,12 +157,12 @@ class Loop:
                     ending = Ending.STOPPED
                     break
         self._log(step, state)
-        self._save(self.run.checkpoints, state, step, self.best)
+        self.saving.save_latest(state, step)
         if ending is not Ending.STOPPED:
             self._draw(state, step)
         # The last state has no later save to replace it: without it the run has not reached its end.
-        self._seal_best()
-        self._try(self.run.checkpoints.seal, on_failure="stop" if ending is not Ending.STOPPED else "")
+        self.saving.seal_best()
+        self.saving.seal_latest(on_failure="stop" if ending is not Ending.STOPPED else "")
         return state, ending
 
     def print_line(self, text: str) -> None:
@@ -197,12 +180,12 @@ class Loop:
         if settings.pictures_every_epochs and epoch % settings.pictures_every_epochs == 0 and not last:
             self._draw(state, step)
         if epoch % settings.checkpoint_every_epochs == 0 and not last:
-            self._save(self.run.checkpoints, state, step, self.best)
+            self.saving.save_latest(state, step)
         return self._out_of_patience(epoch)
 
     def _out_of_patience(self, epoch: int) -> bool:
-        patience = self.settings.patience_epochs
-        return bool(patience) and self.best.value is not None and epoch - self.best.epoch >= patience
+        patience, best = self.settings.patience_epochs, self.saving.best
+        return bool(patience) and best.value is not None and epoch - best.epoch >= patience
 
     def _validate(self, state: TrainState, step: int, epoch: int) -> None:
         outputs = [
@@ -218,8 +201,11 @@ class Loop:
             self._note(step, "validation", values)
         monitored = values[self.settings.monitor]
         sign = 1.0 if self.settings.higher_is_better else -1.0
-        better = np.isfinite(monitored) and (self.best.value is None or sign * monitored > sign * self.best.value)
-        mark = self._save_best(state, step, Best(float(monitored), epoch)) if better else f" ({self._best_so_far()})"
+        best = self.saving.best.value
+        if np.isfinite(monitored) and (best is None or sign * monitored > sign * best):
+            mark = self.saving.save_best(state, step, Best(float(monitored), epoch))
+        else:
+            mark = f" ({self.saving.best_so_far()})"
         # The first few say most; all of them are in metrics.jsonl and in the report.
         figures = "  ".join(f"{name} {value:.4g}" for name, value in list(values.items())[:6])
         self.print_line(f"validation after epoch {epoch}: {figures}{mark}")
@@ -234,46 +220,6 @@ class Loop:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.run.task.draw(jax.device_get(arrays), path)
 
-    def _best_so_far(self) -> str:
-        best = self.best
-        return "none saved yet" if best.value is None else f"best {best.value:.4g} in epoch {best.epoch}"
-
-    def _save_best(self, state: TrainState, step: int, best: Best) -> str:
-        """Starts to save the best state; what the line of the validation says of it."""
-        self._seal_best()
-        if not self._save(self.run.best_checkpoints, state, step, best):
-            return f" (better, but not saved; {self._best_so_far()})"
-        self._best_before, self.best = self.best, best
-        return " (best)"
-
-    def _seal_best(self) -> None:
-        """Waits for the best checkpoint that is being written; if it is not, that before it is the best again."""
-        if not self._try(self.run.best_checkpoints.seal) and self._best_before is not None:
-            self.print_line(f"the state of epoch {self.best.epoch} is not saved as the best")
-            self.best = self._best_before
-        self._best_before = None
-
-    def _save(self, checkpoints: Checkpoints, state: TrainState, step: int, best: Best) -> bool:
-        meta = {"best": dataclasses.asdict(best), "epoch": step // self.settings.steps_per_epoch}
-        # Saves run in the background: the failure of the last one shows here, and is no reason to skip this one.
-        self._try(checkpoints.seal)
-        return self._try(lambda: checkpoints.save(step, state, meta))
-
-    def _try(self, save: Callable[[], None], *, on_failure: str = "") -> bool:
-        """Saves; where that fails it is printed, and the run stopped if so configured. Whether it was done."""
-        on_failure = on_failure or self.settings.on_disk_full
-        failure = None
-        try:
-            save()
-        except OSError as error:
-            failure = error
-        failed = any_process(failure is not None)
-        if failed:
-            self.print_line(f"{failure or 'another process could not save'}; train.on_disk_full is {on_failure}")
-            if on_failure == "stop":
-                raise failure or SaveError("another process could not save; see its messages")
-        return not failed
-
     def _log(self, step: int, state: TrainState, stream: object = None) -> None:
         """The only place in a training epoch, after its first step, where the host waits for the device."""
         if not self._pending:
@@ -282,7 +228,11 @@ class Loop:
         fetched = jax.device_get([metrics for _, metrics in self._pending])
         self._pending.clear()
         pace = self._pace()
-        self._report_bad(steps, fetched, state)
+        too_many = self._bad_steps.report(steps, fetched)
+        if too_many is not None:
+            self.saving.save_latest(state, steps[-1])
+            self.saving.seal_latest()
+            raise too_many
         damaged = self._damaged(stream)
         names = [name for name in fetched[0] if name not in ("bad", "bad_in_row")]
         good = [metrics for metrics in fetched if not metrics["bad"]]
@@ -320,37 +270,3 @@ class Loop:
             )
         self._damaged_count = count
         return {"damaged_patches": float(count)}
-
-    def _report_bad(self, steps: list[int], fetched: list[dict[str, Any]], state: TrainState) -> None:
-        samples = dict(self._samples)
-        for number, metrics in zip(steps, fetched, strict=True):
-            # Every process sees the same figures, so all of them come here and exchange their samples.
-            shown = bool(metrics["bad"]) or self._spikes(float(metrics["loss"]))
-            in_batch = gathered(samples[number]).ravel().tolist() if shown and number in samples else []
-            ids = ", ".join(map(str, in_batch))
-            if metrics["bad"]:
-                self._bad_samples += in_batch
-                self.print_line(
-                    f"non-finite loss, gradient or new state at step {number}: state kept as it was; samples {ids}"
-                )
-                continue
-            self._bad_samples.clear()
-            loss = float(metrics["loss"])
-            usual = self._running_loss
-            if shown:
-                self.print_line(f"loss spike at step {number}: {loss:.4g}, usually {usual:.4g}; samples {ids}")
-            self._running_loss = loss if usual is None else 0.98 * usual + 0.02 * loss
-        in_row = int(fetched[-1]["bad_in_row"])
-        if in_row >= self.settings.max_bad_steps:
-            self._save(self.run.checkpoints, state, steps[-1], self.best)
-            self._try(self.run.checkpoints.seal)
-            ids = ", ".join(map(str, sorted(set(self._bad_samples))))
-            raise NonFiniteError(
-                f"{in_row} non-finite steps in a row up to step {steps[-1]} (train.max_bad_steps is "
-                f"{self.settings.max_bad_steps}); the state before them is saved; samples {ids}. Lower "
-                "optim.learning_rate, set optim.clip_norm, or look at these samples with `lsmfm data info`"
-            )
-
-    def _spikes(self, loss: float) -> bool:
-        usual, factor = self._running_loss, self.settings.spike_factor
-        return usual is not None and bool(factor) and loss > factor * usual > 0

@@ -10,17 +10,16 @@ import jax
 from ml_collections import ConfigDict
 
 from lsmfm_jax.config import check_step_count
-from lsmfm_jax.config.load import as_json, differences
-from lsmfm_jax.errors import LsmfmError
-from lsmfm_jax.files import DamagedFile, read_json, replace_json, replace_text
-from lsmfm_jax.train.checkpoint import Checkpoints, Restored, committed_steps
+from lsmfm_jax.config.load import as_json
+from lsmfm_jax.files import replace_json, replace_text
+from lsmfm_jax.train.checkpoint import Checkpoints, Restored
 from lsmfm_jax.train.compilation import compiler_options
 from lsmfm_jax.train.fingerprints import combined_fingerprint
 from lsmfm_jax.train.initialise import load_matching
 from lsmfm_jax.train.loop import Ending, Loop, LoopSettings, Run
 from lsmfm_jax.train.optim import AdamWSettings, Rule, group_table, make_optimiser
 from lsmfm_jax.train.processes import compiled_together
-from lsmfm_jax.train.records import damaged_records, seal_records, versions
+from lsmfm_jax.train.records import seal_records, versions
 from lsmfm_jax.train.sharding import batch_shardings, make_mesh, sharding_table, split_volumes, state_shardings
 from lsmfm_jax.train.signals import save_before_stopping
 from lsmfm_jax.train.state import TrainState, parameter_count, state_of
@@ -28,10 +27,6 @@ from lsmfm_jax.train.step import Step, build_train_step
 from lsmfm_jax.train.task import PyTree, Task
 from lsmfm_jax.train.tracking import Tracker
 from lsmfm_jax.train.weights import Weights
-
-
-class ResumeError(LsmfmError, RuntimeError):
-    """A run folder that does not belong to this configuration; the message shows the difference."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,48 +62,6 @@ class Setup:
     initial: Sequence[tuple[str, dict[str, PyTree], dict[str, PyTree]]] = ()
     start: Weights | None = None
     record: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def check_run_folder(config: ConfigDict, folder: pathlib.Path, *, allow_change: bool = False) -> bool:
-    """Whether the folder holds a run to be continued.
-
-    Raises:
-        ResumeError: it holds a run of another configuration, and that was not allowed by name.
-    """
-    file = folder / "config.json"
-    if folder.exists() and not folder.is_dir():
-        raise ResumeError(f"{folder}: a file, and a run is a folder: name another --workdir")
-    if not file.exists():
-        return False
-    damaged = damaged_records(folder, kept_only=True)
-    if damaged:
-        raise ResumeError(
-            f"{'; '.join(damaged)}. Resume refused: restore the file from a copy, or use another --workdir"
-        )
-    try:
-        before = read_json(file)
-    except DamagedFile as error:
-        raise ResumeError(
-            f"{file}: damaged: {error.reason}. Resume refused: restore it from a copy, or remove it to have it "
-            "written anew"
-        ) from error
-    # Data may move: the split of the run names each patch by its hash, and is compared with what is there now.
-    now = as_json(config)
-    moved = _may_have_moved(before, now) if (folder / "split.json").is_file() else ()
-    changed = [line for line in differences(before, now) if line.partition(":")[0] not in moved]
-    if changed and not allow_change:
-        raise ResumeError(
-            f"{folder} holds a run of another configuration: {'; '.join(changed)}. Resume refused: use another "
-            "--workdir, undo the change, or pass --allow-config-change"
-        )
-    return True
-
-
-def _may_have_moved(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, ...]:
-    """Keys that name where the data is, and as much of it as before."""
-    stores = [values.get("data", {}).get("stores") for values in (before, now)]
-    as_many = all(isinstance(value, list) for value in stores) and len(stores[0]) == len(stores[1])
-    return ("data.folder", "data.stores") if as_many else ("data.folder",)
 
 
 def execute(
@@ -171,7 +124,7 @@ def execute(
         )
         loop = Loop(run, loop_settings)
         if restored is not None:
-            loop.resume_from(restored)
+            loop.saving.resume_from(restored)
         state, ending = loop.train(state)
         # The same number for the same state, whatever the devices and the interruptions on the way to it.
         print_line(f"state {combined_fingerprint(state)} at step {int(state.step)}")
@@ -317,8 +270,3 @@ def _load(
     filled, line = load_matching(wanted, given, allow=config.init_allow, origin=origin)
     print_line(line)
     return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), filled, wanted)
-
-
-def has_checkpoint(folder: pathlib.Path) -> bool:
-    """Whether a run folder holds a checkpoint to continue from."""
-    return bool(committed_steps(folder / "checkpoints"))

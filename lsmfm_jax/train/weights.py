@@ -4,12 +4,8 @@ import pathlib
 from typing import Any, NamedTuple
 
 from lsmfm_jax.files import DamagedFile, read_json, replace_json
-from lsmfm_jax.train.checkpoint import (
-    CheckpointError,
-    Checkpoints,
-    committed_steps,
-    read_part,
-)
+from lsmfm_jax.train.checkpoint import CheckpointError, Checkpoints, read_part
+from lsmfm_jax.train.checkpoint_checks import committed_steps
 from lsmfm_jax.train.initialise import non_finite
 from lsmfm_jax.train.low_rank import PART, merge_read
 from lsmfm_jax.train.records import damaged_record, seal_records

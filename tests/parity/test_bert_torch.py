@@ -7,7 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lsmfm_jax.models.text import TextTower, load_text_tower  # noqa: E402
+from lsmfm_jax.models.text import TextTower  # noqa: E402
+from lsmfm_jax.models.text_directory import load_text_tower  # noqa: E402
 from lsmfm_jax.models.tiny_bert import build_tiny_bert  # noqa: E402
 
 CAPTIONS = [
