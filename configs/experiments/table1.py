@@ -5,7 +5,8 @@
 
 `PATCHES` holds `amyloid_plaque_patch_<n>_vol<m>_ch0.nii.gz`, `cell_nucleus_...`, `vessels_...` in two channels, each
 with its `_label`. Both backbones start from scratch and from either pretraining; beside them stand thresholds and a
-regression of single voxels. The networks are judged alone, without that regression, which `segment_unet` adds.
+regression of single voxels, and Cellpose where `--tool` names it. The networks are judged alone, without that
+regression, which `segment_unet` adds.
 
 Variants:
     (none)  1,368 cells; a graphics card
@@ -22,6 +23,11 @@ from lsmfm_jax.experiment.load import unknown_variant
 VARIANTS = ("", "tiny")
 ALONE = {"voxel_classifier.enabled": False}
 THRESHOLDS = Arm("thresholds", BASELINES, against="unet_scratch")
+# Left out where `--tool NAME=PYTHON` does not say where they are installed.
+TOOLS = tuple(
+    Arm(name, f"tool:{name}", against="unet_scratch")
+    for name in ("cellpose3", "cellpose_sam", "cellpose_sam_zero_shot")
+)
 
 
 def get_experiment(variant: str = "") -> Experiment:
@@ -32,7 +38,7 @@ def get_experiment(variant: str = "") -> Experiment:
 
 
 def _full() -> Experiment:
-    arms = (*paper_grid.network_arms("segment", ALONE), THRESHOLDS)
+    arms = (*paper_grid.network_arms("segment", ALONE), THRESHOLDS, *TOOLS)
     study = Study("segment", paper_grid.TYPES, arms, sizes=paper_grid.SIZES, paper_sizes=paper_grid.FEW_AND_MANY)
     return Experiment("table1", (study,), pretrained=paper_grid.PRETRAINED)
 
