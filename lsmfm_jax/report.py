@@ -27,6 +27,8 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Retrieval, share right among the first five", ("image_to_text_top5", "text_to_image_top5", "chance_top5")),
     ("Teacher entropy, nats", ("teacher_entropy", "teacher_marginal_entropy")),
     ("Teacher information, nats (0 is collapse)", ("teacher_information",)),
+    ("Directions that the features use (1 is collapse)", ("feature_rank",)),
+    ("Nearest patch of another volume has the same caption", ("neighbour_accuracy", "neighbour_chance")),
     ("Scale of the contrast", ("logit_scale",)),
     ("Dice", ("dice",)),
     ("Precision and recall", ("precision", "recall")),

@@ -181,6 +181,7 @@ def test_vectors_of_images_and_texts_are_those_of_the_validation(pretrained):
         "high": np.ones(1, np.float32),
         "sample": np.zeros(1, np.int32),
         "caption_key": np.zeros(1, np.int32),
+        "volume": np.zeros(1, np.int32),
         "tokens": tokens,
         "token_mask": np.arange(32)[None] < len(ids),
     }

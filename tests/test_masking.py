@@ -59,7 +59,9 @@ def test_the_faithful_recipe_masks_as_many_blocks_as_the_released_code(name):
     config.mask.block_sizes = (8,)
     task = pretraining_task(config, None, warmup_steps=5)
     image = jnp.zeros((1, 64, 64, 64), jnp.uint16)
-    batch = {"image": image, "low": jnp.zeros(1), "high": jnp.ones(1), "sample": jnp.zeros(1, jnp.int32)}
+    number = jnp.zeros(1, jnp.int32)
+    batch = {"image": image, "low": jnp.zeros(1), "high": jnp.ones(1), "sample": number}
+    batch |= {"caption_key": number, "volume": number}
     prepare = jax.jit(lambda step: task.prepare(batch, jax.random.key(0), step)["mask"].sum())
     assert [int(prepare(step)) / 512 for step in (0, 5)] == [int(0.05 * 512), int(0.3 * 512)]
     assert int(jax.jit(task.prepare_validation)(batch)["mask"].sum()) / 512 == 153

@@ -63,6 +63,7 @@ def _batch(rows=6):
         "tokens": tokens,
         "token_mask": tokens == 0,
         "caption_key": jnp.arange(rows, dtype=jnp.int32),
+        "volume": jnp.arange(rows, dtype=jnp.int32),
         "sample": jnp.arange(rows, dtype=jnp.int32),
         "weight": jnp.ones(rows),
     }
@@ -83,6 +84,7 @@ def _logged(name):
     outputs = jax.eval_shape(evaluate, state.params, state.batch_stats, state.teacher, batch)
     arrays = {key: np.ones(leaf.shape, leaf.dtype) for key, leaf in outputs.items()}
     arrays |= {key: np.asarray(batch[key]) for key in ("sample", "label", "caption_key") if key in arrays}
+    arrays |= {"class": np.arange(len(batch["image"])) // 2, "volume": np.arange(len(batch["image"]))}
     return (metrics.keys() - {"bad", "bad_in_row"}) | task.summarise([arrays]).keys()
 
 

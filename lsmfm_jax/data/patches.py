@@ -63,6 +63,7 @@ class PatchReader:
         self._store_and_index = [
             (at, index) for at, store in enumerate(self.stores) for index in range(len(store.rows))
         ]
+        self._volumes = {name: number for number, name in enumerate(sorted({row.volume for row in self._rows}))}
         self._keys = {key: number for number, key in enumerate(caption_keys(self.stores))}
         self.dtype = common_dtype(self._rows) if scale.name == "percentile" else np.dtype("float32")
         self._check()
@@ -111,9 +112,10 @@ class PatchReader:
         return f"{row.id} (patch {row.index} of part {row.part} in {self.stores[store].path}): {reason}"
 
     def sample(self, number: int, draw: Draw) -> dict[str, np.ndarray]:
-        """The sample at `chosen[number]`: image, low, high, caption_key, sample, tokens, and `damaged`.
+        """The sample at `chosen[number]`: image, low, high, caption_key, volume, sample, tokens, and `damaged`.
 
-        `caption_key` is -1 and `token_mask` all False for a patch of a store without captions.
+        `volume` counts the volumes of all stores in the order of their names. `caption_key` is -1 and `token_mask` all
+        False for a patch of a store without captions.
 
         `damaged` is the place of the patch that was asked for where another stands in for it, else -1.
 
@@ -129,6 +131,7 @@ class PatchReader:
             "low": np.float32(low),
             "high": np.float32(high),
             "caption_key": np.int32(self._keys[row.caption_key] if self._captioned(place) else -1),
+            "volume": np.int32(self._volumes[row.volume]),
             "sample": np.int32(place),
             "damaged": np.int32(-1 if place == asked else asked),
         }

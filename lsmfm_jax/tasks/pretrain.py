@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from lsmfm_jax.augment import augment, scale_intensity
 from lsmfm_jax.losses import pretrain as losses
 from lsmfm_jax.masking import apply_mask, block_mask, fixed_masks
+from lsmfm_jax.metrics.probes import effective_rank, neighbour_accuracy
 from lsmfm_jax.metrics.retrieval import retrieval_accuracy
 from lsmfm_jax.models.heads import logit_scale
 from lsmfm_jax.models.text import BertConfig, pooled_tokens
@@ -116,7 +117,8 @@ class _Pretraining:
     def local(self, params: PyTree, batch_stats: PyTree, teacher: PyTree, rows: Rows, step: Array) -> Local:
         """Distillation and reconstruction of a micro-batch, and its embeddings."""
         out, new_stats = self._student(params, batch_stats, rows, train=True)
-        sums, reconstruction, embeddings = self._compare(params, out, teacher, rows)
+        target = self._teacher(teacher, rows["image"])
+        sums, reconstruction, embeddings = self._compare(params, out, target, rows)
         weights = self.config.loss
         distill = jnp.sum(rows["voxel_weight"] * sums.divergence)
         reconstruct = jnp.sum(rows["voxel_weight"] * reconstruction)
@@ -167,9 +169,8 @@ class _Pretraining:
         return out, changed.get("batch_stats", {})
 
     def _compare(
-        self, params: PyTree, student: Any, teacher: PyTree, rows: Rows
+        self, params: PyTree, student: Any, target: Any, rows: Rows
     ) -> tuple[losses.DistillationSums, Float[Array, " b"], PyTree]:
-        target = self._teacher(teacher, rows["image"])
         weights = self.config.loss
         sums = losses.distillation(
             student.values,
@@ -208,12 +209,15 @@ class _Pretraining:
         """Scales, resizes and masks a batch, at the base mask ratio, with masks fixed by sample."""
         ratio = self.config.mask.ratio
         mask = fixed_masks(_VALIDATION_SEED, batch["sample"], ratio=ratio, **self._mask_geometry())
-        return self._rows(batch, self.volumes(batch), mask)
+        # Of each patch for the probes: captions tell stains apart in image-only runs too.
+        known = {"class": batch["caption_key"], "volume": batch["volume"]}
+        return self._rows(batch, self.volumes(batch), mask) | known
 
     def evaluate(self, params: PyTree, batch_stats: PyTree, teacher: PyTree, rows: Rows) -> PyTree:
         """Per-sample figures of a validation batch."""
         student, _ = self._student(params, batch_stats, rows, train=False)
-        sums, reconstruction, embeddings = self._compare(params, student, teacher, rows)
+        target = self._teacher(teacher, rows["image"])
+        sums, reconstruction, embeddings = self._compare(params, student, target, rows)
         outputs = {
             "distill": sums.divergence,
             "reconstruct": reconstruction,
@@ -221,6 +225,9 @@ class _Pretraining:
             "weight": rows["weight"],
             "teacher_entropy": sums.teacher_entropy,
             "teacher_probability": sums.teacher_probability,
+            "features": jnp.mean(target.stages[-1], axis=(1, 2, 3), dtype=jnp.float32),
+            "class": rows["class"],
+            "volume": rows["volume"],
         }
         if embeddings is not None:
             image, text = embeddings
@@ -250,7 +257,7 @@ class _Pretraining:
             teacher_probability=jnp.asarray(stacked["teacher_probability"]),
         )
         monitors = {name: float(value) for name, value in losses.teacher_entropy_monitors(sums).items()}
-        return {"loss": float(loss), **values, **monitors}
+        return {"loss": float(loss), **values, **monitors, **_probes(stacked)}
 
     def _summarise_pairs(self, stacked: dict[str, np.ndarray], scale: np.ndarray) -> dict[str, float]:
         paired = stacked["caption_key"] >= 0
@@ -277,6 +284,13 @@ class _Pretraining:
             "reconstruction": self._reconstruct(params, student)[..., 0],
             "weight": rows["weight"],
         }
+
+
+def _probes(stacked: dict[str, np.ndarray]) -> dict[str, float]:
+    """What the teacher's deepest features of whole, unmasked patches are worth."""
+    named = stacked["class"] >= 0
+    neighbours = neighbour_accuracy(*(stacked[name][named] for name in ("features", "class", "volume")))
+    return {"feature_rank": effective_rank(stacked["features"]), **neighbours}
 
 
 def _entropy_sums(sums: losses.DistillationSums) -> dict[str, Array]:
