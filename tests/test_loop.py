@@ -1,5 +1,6 @@
 """The loop: the same run whether interrupted or not, and the ways in which it stops."""
 
+import gzip
 import json
 import os
 import pathlib
@@ -50,6 +51,23 @@ def _setup(batches=toy_batches, **more):
         **more,
     }
     return Setup(**settings)
+
+
+def test_a_trace_of_some_steps_is_written_once_and_changes_nothing(tmp_path, capsys):
+    traced, _ = execute(_config(profile_steps=2), _setup(), tmp_path / "traced", print_line=_quiet)
+    said = [line for line in capsys.readouterr().out.splitlines() if "profiler" in line]
+    assert said == [f"profiler trace of 2 steps: {tmp_path / 'traced' / 'profile'}"]
+    (trace,) = (tmp_path / "traced" / "profile").rglob("perfetto_trace.json.gz")
+    names = [event.get("name", "") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]]
+    assert any(re.search("PjitFunction|jit_", name) for name in names), "what the device was given is in it"
+
+    plain, _ = execute(_config(), _setup(), tmp_path / "plain", print_line=_quiet)
+    assert not (tmp_path / "plain" / "profile").exists()
+    assert all(map(np.array_equal, jax.tree.leaves(traced.params), jax.tree.leaves(plain.params)))
+
+    capsys.readouterr()
+    execute(_config(profile_steps=100), _setup(), tmp_path / "short", print_line=_quiet)
+    assert "profiler trace of 9 steps: " in capsys.readouterr().out, "it ends with a run that has fewer"
 
 
 def _quiet(text):

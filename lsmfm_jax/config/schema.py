@@ -99,6 +99,9 @@ _TRAIN: Schema = {
     "max_bad_steps": Key(10, "non-finite steps in a row at which the run stops", low=1),
     "spike_factor": Key(3.0, "a loss beyond this many running means is logged with its samples; 0: off", low=0.0),
     "on_disk_full": Key("continue", "when a checkpoint cannot be written", choices=("continue", "stop")),
+    "profile_steps": Key(
+        0, "steps from the fourth on whose profiler trace goes to profile/; 0: none", low=0, high=1000
+    ),
     "tensorboard": Key(True, "write TensorBoard files"),
     "wandb_project": Key("", "Weights & Biases project; empty: off"),
 }

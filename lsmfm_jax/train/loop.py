@@ -19,6 +19,7 @@ from lsmfm_jax.train.saving import Best, Saving
 from lsmfm_jax.train.sharding import put_batch, replicated, split_volumes
 from lsmfm_jax.train.signals import StopRequest
 from lsmfm_jax.train.state import TrainState
+from lsmfm_jax.train.step_trace import StepTrace
 from lsmfm_jax.train.task import PyTree, Task
 from lsmfm_jax.train.tracking import Tracker
 
@@ -44,6 +45,7 @@ class LoopSettings:
     checkpoint_every_epochs: int
     max_bad_steps: int
     spike_factor: float
+    profile_steps: int
     on_disk_full: str
     monitor: str
     higher_is_better: bool
@@ -107,6 +109,11 @@ class Loop:
         self._bad_steps = BadSteps(
             max_in_row=settings.max_bad_steps, spike_factor=settings.spike_factor, print_line=self.print_line
         )
+        self._trace = StepTrace(
+            run.folder,
+            steps=settings.profile_steps if jax.process_index() == 0 else 0,
+            print_line=self.print_line,
+        )
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._damaged_count = 0
         # Patches and seconds of steps alone, since the last line of metrics.
@@ -127,11 +134,17 @@ class Loop:
         ending = Ending.FINISHED
         if self._out_of_patience(step // settings.steps_per_epoch):
             return state, Ending.PATIENCE
-        with StopRequest() as stop, contextlib.closing(self.run.batches(step)) as stream:
+        with (
+            StopRequest() as stop,
+            contextlib.closing(self.run.batches(step)) as stream,
+            contextlib.closing(self._trace),
+        ):
             while step < settings.total_steps:
                 batch = next(stream)
                 self._bad_steps.note(step + 1, np.asarray(batch["sample"]))
+                self._trace.before_step(state)
                 state, metrics = self.run.step(state, put_batch(batch, self.run.mesh))
+                self._trace.after_step(metrics)
                 step += 1
                 self._pending.append((step, metrics))
                 if self._timed_from is None:
