@@ -1,15 +1,16 @@
-"""What one annotated patch of the next brain gives: its cut-off moved, against the run as it is and a threshold.
+"""What one annotated patch of the next brain gives: the run calibrated on it, against the run as it is and thresholds.
 
 python benchmarks/calibration.py --folder PATCHES --runs WORK/scratch-1 WORK/scratch-2 --test a_0 a_1 b_0 \
     b_1 --json FILE
 
-Of each volume among the test patches the first one that has foreground is annotated for calibration, and the others are
-judged; a volume with one patch is left out. Beside it stands what needs no network: the threshold that is best on that
-one patch, on the run's own intensity scale and on counts.
+Of each volume among the test patches the first one that has foreground is annotated for `lsmfm calibrate`, and the
+others are judged; a volume with one patch is left out. Beside it stands what needs no network: the threshold that is
+best on that one patch, on the run's own intensity scale and on counts.
 """
 
 import collections
 import pathlib
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ import outcome
 from lsmfm_jax.baselines import best_threshold
 from lsmfm_jax.data.labels import IGNORED, label_values
 from lsmfm_jax.data.mask_folders import volume_of
-from lsmfm_jax.predict.calibration import logits_and_truth
+from lsmfm_jax.predict.calibration import calibrate, logits_and_truth
 from lsmfm_jax.predict.inputs import find_cases
 from lsmfm_jax.predict.network import Predictor, load_predictor
 from lsmfm_jax.predict.truth import mask_like
@@ -40,7 +41,7 @@ def views(predictor: Predictor, path: pathlib.Path) -> Views:
     counted = mask_like(case, image, info, values) != IGNORED
     scaled = predictor.levels(image, info.voxel_size_um).apply(image, clip=False)
     return {
-        CALIBRATED: (logits, truth),
+        AS_IT_IS: (logits, truth),
         SAME_SCALE: (scaled[counted][None, None], truth),
         COUNTS: (image[counted][None, None].astype(np.float32), truth),
     }
@@ -61,15 +62,22 @@ def judged(run: pathlib.Path, folder: pathlib.Path, names: Sequence[str]) -> dic
         volumes[volume_of(name)].append(name)
     scores: dict[str, few_shot.Scores] = collections.defaultdict(dict)
     for volume, patches in volumes.items():
-        seen = {patch: views(predictor, folder / f"{patch}.nii.gz") for patch in patches}
-        first = next((patch for patch in patches if seen[patch][CALIBRATED][1].any()), None)
+        paths = {patch: folder / f"{patch}.nii.gz" for patch in patches}
+        seen = {patch: views(predictor, path) for patch, path in paths.items()}
+        first = next((patch for patch in patches if seen[patch][AS_IT_IS][1].any()), None)
         others = [patch for patch in patches if patch != first]
         if first is None or not others:
             print(f"{volume}: left out, it has no patch with foreground beside another")
             continue
+        with tempfile.TemporaryDirectory() as place:
+            moved = pathlib.Path(place) / "calibrated"
+            found = calibrate(run, [paths[first]], moved, print_line=lambda line: None)
+            calibrated = load_predictor(moved)
+        print(f"{run.name}, {volume}: {found}", flush=True)
         for patch in others:
-            scores[AS_IT_IS][patch] = {"dice": dice(*seen[patch][CALIBRATED], 0.0)}
-        for method in (CALIBRATED, SAME_SCALE, COUNTS):
+            scores[AS_IT_IS][patch] = {"dice": dice(*seen[patch][AS_IT_IS], 0.0)}
+            scores[CALIBRATED][patch] = {"dice": dice(*views(calibrated, paths[patch])[AS_IT_IS], 0.0)}
+        for method in (SAME_SCALE, COUNTS):
             cut_off, _ = best_threshold(*([one] for one in seen[first][method]))
             for patch in others:
                 scores[method][patch] = {"dice": dice(*seen[patch][method], cut_off)}

@@ -67,6 +67,47 @@ def test_the_cut_off_moves_and_the_run_stays(run, tmp_path):
     assert main(["predict", "--checkpoint", str(tmp_path / "moved"), str(image), "--out", str(tmp_path / "p")]) == 0
 
 
+def uneven(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Blobs of twice the background, which grows threefold along X; and where they are."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((24, 24, 48), bool)
+    for centre in zip(rng.integers(4, 20, 9), rng.integers(4, 20, 9), rng.integers(4, 44, 9), strict=True):
+        mask |= sum((axis - at) ** 2 for axis, at in zip(np.indices(mask.shape), centre, strict=True)) < 9
+    light = np.geomspace(300, 900, 48) * rng.normal(1, 0.05, mask.shape)
+    return (light * (1 + mask)).astype(np.uint16), mask
+
+
+@pytest.mark.parametrize("by_counts", [True, False])
+def test_the_patches_tell_whether_the_background_is_fixed_in_counts(run, tmp_path, by_counts):
+    """What was drawn is what is above so many counts, or what stands out from its surroundings."""
+    (tmp_path / "new").mkdir()
+    for seed in (1, 2):
+        counts, blobs_there = uneven(seed)
+        label = counts > 1100 if by_counts else blobs_there
+        write_nifti(tmp_path / "new" / f"b_vol{seed}.nii.gz", counts, like=None)
+        write_nifti(tmp_path / "new" / f"b_vol{seed}_label.nii.gz", label.astype(np.uint8), like=None)
+    lines = []
+    found = calibrate(run, [tmp_path / "new" / "b_vol1.nii.gz"], tmp_path / "moved", print_line=lines.append)
+    assert (found["fixed_level"] is not None) == by_counts
+    assert any(line.startswith("the background counts as ") for line in lines) == by_counts
+    predictor = load_predictor(tmp_path / "moved")
+    assert predictor.scale.fixed_level == found["fixed_level"]
+    if by_counts:
+        # A brighter half and a darker one of the same volume are scaled alike: by counts, whatever is around them.
+        halves = [counts[..., :24], counts[..., 24:]]
+        scaled = [predictor.prepared(half, predictor.levels(half)) for half in halves]
+        np.testing.assert_allclose(np.concatenate(scaled, axis=2), predictor.prepared(counts, predictor.levels(counts)))
+        expected = (np.log2(counts) - found["fixed_level"] + 1) / 5
+        np.testing.assert_allclose(scaled[1], expected[..., 24:].clip(0, 1), atol=1e-5)
+    again = calibrate(tmp_path / "moved", [tmp_path / "new" / "b_vol1.nii.gz"], tmp_path / "two", print_line=_quiet)
+    assert again["dice_before"] == pytest.approx(found["dice_after"], abs=0.02)
+    assert again["fixed_level"] == found["fixed_level"]
+
+
+def _quiet(line):
+    pass
+
+
 def test_calibrating_again_starts_from_what_is_there(run, tmp_path):
     image = write(tmp_path / "new", "b_vol9", 9)
     first = calibrate(run, [image], tmp_path / "one", print_line=lambda line: None)

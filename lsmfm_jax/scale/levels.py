@@ -37,6 +37,8 @@ class Scale:
         sigma_voxels: of the Gaussian that a `local` background is a mean over, in voxels; several times an object.
         sigma_um: the same in micrometres; where it is not 0 and the voxel size is known it is used instead.
         offset_counts: what the camera records in the dark, taken off before any ratio.
+        fixed_level: of `log_ratio` and `local`, log2 of the counts that stand for the background everywhere, in place
+            of what is measured; `lsmfm calibrate` sets it for one volume. None: it is measured.
     """
 
     name: str = "percentile"
@@ -44,6 +46,7 @@ class Scale:
     sigma_voxels: float = 12.0
     sigma_um: float = 0.0
     offset_counts: float = 0.0
+    fixed_level: float | None = None
 
     def record(self) -> dict[str, Any]:
         """What a run writes down of it; `scale_of` reads it."""
@@ -54,6 +57,7 @@ class Scale:
             "sigma_voxels": self.sigma_voxels,
             "sigma_um": self.sigma_um,
             "offset_counts": self.offset_counts,
+            **({} if self.fixed_level is None else {"fixed_level": self.fixed_level}),
         }
 
 
@@ -72,6 +76,7 @@ def scale_of(record: dict[str, Any]) -> Scale:
         sigma_voxels=float(record.get("sigma_voxels", defaults.sigma_voxels)),
         sigma_um=float(record.get("sigma_um", 0.0)),
         offset_counts=float(record.get("offset_counts", 0.0)),
+        fixed_level=None if record.get("fixed_level") is None else float(record["fixed_level"]),
     )
 
 
@@ -84,7 +89,7 @@ class Levels:
         low: count that becomes 0 (for `local`, where the background is the volume's level).
         high: count that becomes 1, likewise.
         level: log2 of the tissue's median counts, of block means, above the camera's offset; of the ratios alone.
-        background: log2 of the counts around the middle of each block, for `local`; else None.
+        background: log2 of the counts around the middle of each block, for `local` where it is measured; else None.
         block: voxels of a block along Z, Y, X.
         tissue_frac: share of the volume that is tissue.
     """

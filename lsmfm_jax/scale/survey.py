@@ -71,9 +71,10 @@ class Survey:
             deviation = math.sqrt(max(float((self._squares * tissue).sum() / total) - mean**2, 0.0)) or 1.0
             low, high = (mean + number * deviation for number in DEVIATIONS)
             return Levels(self.scale, low, high, block=self.block, tissue_frac=share)
-        level = float(np.median(means[tissue]))
+        fixed = self.scale.fixed_level
+        level = float(np.median(means[tissue])) if fixed is None else fixed
         background = None
-        if self.scale.name == "local":
+        if self.scale.name == "local" and fixed is None:
             background = self._background(means, weights, level)
         low, high = (self.scale.offset_counts + 2.0 ** (level + octave) for octave in OCTAVES)
         return Levels(self.scale, low, high, level, background, self.block, share)
