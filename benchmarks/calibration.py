@@ -100,6 +100,7 @@ def main() -> None:
             methods[method]["gain_over_run"] = few_shot.gains(scores, [one[AS_IT_IS] for one in found])
         if method == CALIBRATED:
             methods[method]["gain_over_threshold"] = few_shot.gains(scores, [one[SAME_SCALE] for one in found])
+            methods[method]["gain_over_threshold_of_counts"] = few_shot.gains(scores, [one[COUNTS] for one in found])
     facts = outcome.facts("calibration", device=f"{outcome.cpu_name()}, {outcome.usable_cores()} cores")
     facts["command"] = "benchmarks/calibration.py"
     settings = {"runs": [run.name for run in options.runs], "test": options.test}
