@@ -40,26 +40,34 @@ def quietly(*arguments, **settings):
     return predict(*arguments, print_line=lambda line: None, **settings)
 
 
-def test_what_lies_under_a_mask_changes_nothing(run, tmp_path):
-    results = []
-    for name, under in (("dark", 0), ("bright", 60000)):
-        (tmp_path / name).mkdir()
-        damaged(tmp_path / name, "a_1", under=under)
-        quietly(run, [tmp_path / name / "a_1.nii.gz"], tmp_path / f"out_{name}")
-        results.append(restored(tmp_path / f"out_{name}", "a_1")[0])
-    np.testing.assert_array_equal(*results)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "ending"), [(np.uint8, ".nii.gz"), (np.int16, ".nii.gz"), (np.float32, ".npy"), (np.uint16, ".npy")]
-)
-def test_the_result_has_the_type_and_the_units_of_the_image(run, tmp_path, dtype, ending):
-    image, hidden, whole = damaged(tmp_path, "a_1", dtype=dtype, ending=ending)
+def test_what_lies_under_a_mask_changes_nothing_and_a_flipped_mask_lies_where_its_affine_says(run, tmp_path):
+    damaged(tmp_path, "dark_1", under=0)
+    damaged(tmp_path, "bright_1", under=60000)
+    _, hidden, _ = damaged(tmp_path, "flipped_1")
+    affine = AFFINE * [-1, 1, 1, 1]
+    affine[0, 3] = 0.5 * (SIDE - 1)
+    save_nifti(tmp_path / "flipped_1_mask.nii.gz", hidden[:, :, ::-1].astype(np.uint8), affine=affine)
     quietly(run, [tmp_path], tmp_path / "out")
-    result, _ = restored(tmp_path / "out", "a_1")
-    assert result.dtype == dtype
-    np.testing.assert_array_equal(result[~hidden], image[~hidden])
-    assert np.abs(result[hidden].astype(float) - whole[hidden]).mean() < 0.2 * np.ptp(whole)
+    results = {name: restored(tmp_path / "out", f"{name}_1")[0] for name in ("dark", "bright", "flipped")}
+    np.testing.assert_array_equal(results["bright"], results["dark"])
+    np.testing.assert_array_equal(results["flipped"], results["dark"])
+
+
+def test_the_result_has_the_type_and_the_units_of_the_image(run, tmp_path):
+    kinds = {
+        ("bytes_1", np.uint8, ".nii.gz"),
+        ("signed_1", np.int16, ".nii.gz"),
+        ("floats_1", np.float32, ".npy"),
+        ("counts_1", np.uint16, ".npy"),
+    }
+    made = {name: damaged(tmp_path, name, dtype=dtype, ending=ending) for name, dtype, ending in kinds}
+    quietly(run, [tmp_path], tmp_path / "out")
+    for name, (image, hidden, whole) in made.items():
+        result, _ = restored(tmp_path / "out", name)
+        assert result.dtype == image.dtype
+        np.testing.assert_array_equal(result[~hidden], image[~hidden])
+        assert np.abs(result[hidden].astype(float) - whole[hidden]).mean() < 0.2 * np.ptp(whole)
+        assert (result[hidden] != whole[hidden]).any()
 
 
 def test_masks_that_cannot_be_used_are_named_in_one_line(run, tmp_path):
@@ -87,16 +95,6 @@ def test_masks_that_cannot_be_used_are_named_in_one_line(run, tmp_path):
     quietly(run, [tmp_path / "a_1.nii.gz"], tmp_path / "larger", window=(20, 20, 20))
     mask.unlink()
     refused(r"a_1.nii.gz: no mask beside it; add a_1_mask.nii.gz, not 0 in the voxels to restore")
-
-
-def test_a_mask_that_is_stored_flipped_lies_where_its_affine_says(run, tmp_path):
-    _, hidden, _ = damaged(tmp_path, "a_1")
-    quietly(run, [tmp_path], tmp_path / "out")
-    flipped = AFFINE * [-1, 1, 1, 1]
-    flipped[0, 3] = 0.5 * (SIDE - 1)
-    save_nifti(tmp_path / "a_1_mask.nii.gz", hidden[:, :, ::-1].astype(np.uint8), affine=flipped)
-    quietly(run, [tmp_path], tmp_path / "again")
-    np.testing.assert_array_equal(restored(tmp_path / "out", "a_1")[0], restored(tmp_path / "again", "a_1")[0])
 
 
 def test_whole_brains_and_arrays_are_refused_in_one_line(run, tmp_path, capsys):
