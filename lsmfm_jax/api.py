@@ -33,7 +33,7 @@ class Model:
 
     Attributes:
         run: its folder.
-        task: `segment`, `classify`, `deblur`, `pretrain`, or `backbone` of imported weights alone.
+        task: `segment`, `classify`, `deblur`, `inpaint`, `pretrain`, or `backbone` of imported weights alone.
         classes: names of the classes, in their order; none for other tasks than classification.
         record: what the run wrote of itself (`run.json`).
         origin: folder and step of the weights.
@@ -196,7 +196,7 @@ def _computed(
 ) -> Any:
     writer = WRITERS.get(predictor.task)
     if writer is None or writer.compute is None:
-        raise PredictionError(f"{run}: a run of task {predictor.task!r} gives no result in memory")
+        raise PredictionError(f"{run}: a run of task {predictor.task!r} gives no result in memory; use lsmfm predict")
     image = checked_array(volume, allow_constant=writer.takes_constant)
     return writer.compute(predictor, image, _checked_size(voxel_size_um), settings)
 

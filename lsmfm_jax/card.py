@@ -27,6 +27,7 @@ _TASKS = {
     "segment": "segmentation: a mask and a probability for each voxel",
     "classify": "classification: a probability for each class of a patch",
     "deblur": "deblurring: a sharper volume",
+    "inpaint": "inpainting: hidden voxels restored from those around them",
     "pretrain": "pretraining: an encoder to finetune; with captions, vectors of volumes and texts in one space",
     "backbone": "a backbone to finetune, without a head",
 }

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from lsmfm_jax.config.schema import MASK_ROUNDINGS
+from lsmfm_jax.config.pretrain_keys import MASK_ROUNDINGS
 from lsmfm_jax.errors import InputError
 
 

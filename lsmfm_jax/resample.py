@@ -1,4 +1,4 @@
-"""Resize, warp and smooth volumes on the device: linear for images, nearest for masks.
+"""Resize, warp, smooth and fill volumes on the device: linear for images, nearest for masks.
 
 Everything acts on each sample alone, so a batch sharded over devices stays sharded. All of it mixes voxels
 along the depth: a sharded *depth* axis is gathered, so do this before the depth is sharded.
@@ -9,7 +9,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 Order = Literal["linear", "nearest"]
 
@@ -123,3 +123,35 @@ def gaussian_smooth(volumes: Float[Array, "b z y x c"], sigma_voxels: Float[Arra
         # Full float32: with TF32 a sample that is not smoothed would be rounded.
         result = jnp.einsum(equation, result, matrices, precision=jax.lax.Precision.HIGHEST)
     return jnp.moveaxis(result, 1, -1)
+
+
+# Of the Gaussians that fill holes, voxels: from the widest that matters in a patch to the finest.
+_FILL_SIGMAS = (16.0, 8.0, 4.0, 2.0)
+# The share of a Gaussian that must be known for its mean to stand alone; below, a wider one has its part.
+_FILL_SHARE = 0.2
+
+
+def fill_smoothly(volumes: Float[Array, "b z y x 1"], known: Bool[Array, "b z y x"]) -> Float[Array, "b z y x 1"]:
+    """Fill the voxels that are not known with means of known ones around them; known voxels keep their values.
+
+    Each hole gets the Gaussian mean of the known voxels, of the finest of four widths (2 to 16 voxels) that reaches
+    some, continuously; where none does, the mean of all known ones (0 if there is none). Values that are not known
+    change nothing and may be NaN.
+    """
+    known = known[..., None]
+    values, weights = jnp.where(known, volumes, 0.0), known.astype(jnp.float32)
+    axes = (1, 2, 3, 4)
+    count = jnp.sum(weights, axes, keepdims=True)
+    # About the mean of what is known, so that a constant volume is filled exactly.
+    mean = jnp.sum(values, axes, keepdims=True) / jnp.maximum(count, 1.0)
+    values = jnp.where(known, values - mean, 0.0)
+    both = jnp.concatenate([values, weights], axis=-1)
+
+    def finer(filled: Float[Array, "b z y x 1"], sigma: Float[Array, ""]) -> tuple[Float[Array, "b z y x 1"], None]:
+        total, share = jnp.split(gaussian_smooth(both, jnp.full((volumes.shape[0], 3), sigma)), 2, axis=-1)
+        trust = jnp.clip(share / _FILL_SHARE, 0.0, 1.0)
+        return trust * total / jnp.maximum(share, 1e-6) + (1.0 - trust) * filled, None
+
+    # A loop, so that one width is compiled and not four.
+    filled, _ = jax.lax.scan(finer, jnp.zeros_like(values), jnp.asarray(_FILL_SIGMAS))
+    return jnp.where(known, volumes, filled + mean)

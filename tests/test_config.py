@@ -60,7 +60,7 @@ def test_wrong_overrides_name_the_key_and_what_is_allowed(override, message):
         load_config(_recipe(), [override])
 
 
-TASK_NAMES = ("pretrain", "segment", "classify", "deblur")
+TASK_NAMES = ("pretrain", "segment", "classify", "deblur", "inpaint")
 USELESS = (float("nan"), float("inf"), -float("inf"), 10**30, -(10**30), 1e300, 10**300)
 
 

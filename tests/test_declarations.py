@@ -87,7 +87,7 @@ def test_a_toy_backbone_classifies(toy, patches, tmp_path):
 
 
 def test_a_toy_backbone_has_keys_of_its_own_and_they_are_checked(toy):
-    for task in ("pretrain", "segment", "classify", "deblur"):
+    for task in ("pretrain", "segment", "classify", "deblur", "inpaint"):
         config = defaults(task)
         assert config.model.toy.width == 3
         config.model.name = "toy"
@@ -107,7 +107,7 @@ def test_a_toy_backbone_has_keys_of_its_own_and_they_are_checked(toy):
 def test_without_a_decoder_it_is_offered_to_classification_alone(monkeypatch):
     monkeypatch.setitem(BACKBONES, "toy", dataclasses.replace(TOY, dense=False, top=None))
     assert "toy" in dict(flatten(schema("classify")))["model.name"].choices
-    for task in ("pretrain", "segment", "deblur"):
+    for task in ("pretrain", "segment", "deblur", "inpaint"):
         assert "toy" not in dict(flatten(schema(task)))["model.name"].choices
         assert "model.toy.width" not in dict(flatten(schema(task)))
     config = defaults("classify")

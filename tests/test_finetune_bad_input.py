@@ -38,7 +38,7 @@ def test_a_mask_of_another_shape_is_named_with_both_shapes(patches, tmp_path):
 
 def test_a_label_without_its_image_stops_every_task(patches, tmp_path):
     (patches / "dense_patch_001_vol001_ch0.nii.gz").unlink()
-    for task in ("segment", "classify", "deblur"):
+    for task in ("segment", "classify", "deblur", "inpaint"):
         with pytest.raises(LabelledDataError, match=r"have no image beside them: .*dense_patch_001_vol001_ch0_"):
             read(task, patches, tmp_path / task)
 

@@ -15,6 +15,7 @@ from lsmfm_jax.report import PANELS, write_report
 from lsmfm_jax.tasks.classify import classification_task
 from lsmfm_jax.tasks.deblur import deblurring_task
 from lsmfm_jax.tasks.finetuning import Network
+from lsmfm_jax.tasks.inpaint import inpainting_task
 from lsmfm_jax.tasks.pretrain import pretraining_task
 from lsmfm_jax.tasks.segment import segmentation_task
 from lsmfm_jax.train.state import state_of
@@ -47,6 +48,8 @@ def _task(name):
         return segmentation_task(config, network)
     if name == "deblur":
         return deblurring_task(config, network, target_range=(0.0, 1.0))
+    if name == "inpaint":
+        return inpainting_task(config, network)
     return classification_task(config, network, classes=("a", "b"), counts=(2, 2))
 
 
@@ -89,7 +92,7 @@ def _logged(name):
 
 
 def test_every_panel_shows_what_a_task_logs():
-    logged = set().union(*map(_logged, ("pretrain", "segment", "classify", "deblur"))) | OF_THE_LOOP
+    logged = set().union(*map(_logged, ("pretrain", "segment", "classify", "deblur", "inpaint"))) | OF_THE_LOOP
     shown = [metric for _, metrics in PANELS for metric in metrics]
     assert len(shown) == len(set(shown))
     assert not set(shown) - logged, "panels of metrics that no task logs"

@@ -99,7 +99,9 @@ def test_the_symptoms_that_people_search_for_are_there():
 def test_keys_that_it_names_exist():
     from lsmfm_jax.config import flatten, schema
 
-    known = {key for task in ("pretrain", "segment", "classify", "deblur") for key, _ in flatten(schema(task))}
+    known = {
+        key for task in ("pretrain", "segment", "classify", "deblur", "inpaint") for key, _ in flatten(schema(task))
+    }
     named = set(re.findall(r"--config\.([a-z_.]+)=", TEXT))
     named |= set(re.findall(r"`((?:train|data|mesh|text|optim|loss)\.[a-z_]+)", TEXT))
     assert len(named) > 15

@@ -62,12 +62,12 @@ def test_a_toy_task_trains_on_a_toy_backbone_and_predicts(toy, tmp_path, capsys)
     assert main(["predict", "--checkpoint", str(run), str(patches), "--out", str(tmp_path / "out")]) == 0
     assert len(list((tmp_path / "out").glob("*.txt"))) == 4
     WRITERS.pop("toy")
-    with pytest.raises(PredictionError, match=r"task 'toy' writes no files; those of segment, classify, deblur do"):
+    with pytest.raises(PredictionError, match=r"'toy' writes no files; those of segment, classify, deblur, inpaint do"):
         predict(run, [patches], tmp_path / "again")
 
 
 def test_an_unknown_task_is_refused_by_name_and_taken_for_none(tmp_path):
-    with pytest.raises(ConfigError, match=r"'nosuch' is no finetuning task; allowed: segment, classify, deblur"):
+    with pytest.raises(ConfigError, match=r"'nosuch' is no finetuning task; allowed: segment, classify, deblur, in"):
         finetune_task("nosuch")
     with pytest.raises(ConfigError, match=r"'nosuch' is no finetuning task"):
         find_cases([tmp_path], task="nosuch")

@@ -20,7 +20,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def _add_predict(commands: argparse._SubParsersAction) -> None:
     predict = commands.add_parser(
-        "predict", help="masks, classes or deblurred volumes of image files, or of one volume of any size"
+        "predict", help="masks, classes, sharper or restored volumes of image files, or of one volume of any size"
     )
     predict.add_argument(
         "--checkpoint",

@@ -178,6 +178,10 @@ def _check_combinations(config: ConfigDict) -> None:
         )
     if config.get("reinit_top") and not config.init_from:
         raise ConfigError("reinit_top: True without init_from; from scratch every block is drawn anew")
+    if "mask" in config:
+        _check_mask(config)
+    if config.task == "inpaint" and config.loss.l1 + config.loss.ssim <= 0:
+        raise ConfigError("loss.l1, loss.ssim: both are 0; nothing would be minimised: raise one of them")
     if "ssim" in config.loss and min(config.data.patch_size) < SSIM_WINDOW:
         raise ConfigError(f"data.patch_size: {config.data.patch_size}; SSIM needs at least {SSIM_WINDOW} voxels")
 
@@ -252,11 +256,22 @@ def check_divisible(key: str, sizes: Sequence[int], *, architecture: Architectur
             raise ConfigError(f"{key}: {tuple(sizes)}; each must be a multiple of {factor}, {reason}")
 
 
-def _check_pretraining(config: ConfigDict) -> None:
+def _check_mask(config: ConfigDict) -> None:
+    """Refuses cubes that do not tile what the network sees, or that leave none of it visible."""
+    name = "input_size" if "input_size" in config.data else "patch_size"
+    sizes = config.data[name]
     for block in config.mask.block_sizes:
-        for size in config.data.input_size:
-            if size % block:
-                raise ConfigError(f"mask.block_sizes: {block} does not divide data.input_size {config.data.input_size}")
+        if any(size % block for size in sizes):
+            raise ConfigError(f"mask.block_sizes: {block} does not divide data.{name} {sizes}")
+        count = math.prod(size // block for size in sizes)
+        if config.task == "inpaint" and max(1, round(config.mask.ratio * count)) >= count:
+            raise ConfigError(
+                f"mask.block_sizes: {block} with mask.ratio {config.mask.ratio:g} hides all of data.{name} {sizes}; "
+                "take smaller cubes or a smaller ratio"
+            )
+
+
+def _check_pretraining(config: ConfigDict) -> None:
     group = config.loss.contrast_group
     if group and config.train.batch_size % group:
         raise ConfigError(

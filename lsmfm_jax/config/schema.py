@@ -1,14 +1,13 @@
 """The tables of every key: default, meaning with its unit, and what is allowed. See `config` for their use."""
 
+from lsmfm_jax.config.pretrain_keys import PRETRAIN_KEYS
 from lsmfm_jax.keys import Key, Schema
 from lsmfm_jax.models import BACKBONES
-from lsmfm_jax.models.declaration import POOLINGS
 
 PERCENTILES = ("0.1", "1", "5", "50", "95", "99", "99.5", "99.9", "100")
-MASK_ROUNDINGS = ("nearest", "down")
 SEGMENTATION_LOSSES = ("dice_focal", "dice_ce")
 CLASS_WEIGHTS = ("none", "inverse_frequency", "effective_number")
-SSIM_WINDOW = 11  # voxels along each axis, of the SSIM in the loss of deblurring
+SSIM_WINDOW = 11  # voxels along each axis, of the SSIM in the losses of deblurring and inpainting
 # NumPy and grain take seeds of 32 bits.
 LARGEST_SEED = 2**32 - 1
 
@@ -110,52 +109,6 @@ _MESH: Schema = {
     "data": Key(-1, "devices along the batch; -1: all that are left", low=-1),
     "fsdp": Key(1, "devices over which parameters and moments are split", low=-1),
     "depth": Key(1, "devices over which the Z axis of volumes is split", low=-1),
-}
-
-_PRETRAIN: Schema = {
-    "mask": {
-        "block_sizes": Key((4, 8), "edges of the masked cubes, voxels; one is drawn for each sample", low=1),
-        "ratio": Key(0.3, "share of the blocks masked; one block at least is", low=1e-6, high=1.0),
-        "warmup_ratio": Key(0.05, "the same during the warm-up", low=0.0, high=1.0),
-        "rounding": Key("nearest", "of the number of blocks masked", choices=MASK_ROUNDINGS),
-    },
-    "warmup_epochs": Key(20, "epochs of the low mask ratio, with the text tower frozen", low=0),
-    "teacher": {
-        "decay": Key(0.996, "of the exponential moving average", low=0.0, high=1.0),
-        "updates_per_step": Key(1, "times the average is taken in one optimiser step", low=1),
-        "average_statistics": Key(True, "average the batch-norm statistics too"),
-    },
-    "text": {
-        "enabled": Key(True, "train with captions; off: image only, no text tower is built"),
-        "source": Key("tiny", "Hugging Face BERT directory or name; tiny: a small random one"),
-        "top_k_layers": Key(4, "transformer layers, from the top, that train after the warm-up", low=0),
-        "train": Key(True, "train the top layers, embeddings, layer norms and pooler after the warm-up"),
-        "project_in_warmup": Key(True, "train the text projection during the warm-up too"),
-        "pooling": Key(
-            "real",
-            "tokens in the mean: real ones; those and padding up to the longest caption of the batch (of "
-            "loss.contrast_group samples where that is set); those and padding up to the longest one of the stores",
-            choices=POOLINGS,
-        ),
-        "max_tokens": Key(128, "longest caption, tokens", low=8, high=512),
-    },
-    "loss": {
-        "distill": Key(0.29, "weight of the distillation", low=0.0),
-        "reconstruct": Key(0.20, "weight of the masked reconstruction", low=0.0),
-        "align": Key(0.06, "weight of the image-text alignment", low=0.0),
-        "contrast": Key(0.36, "weight of the image-text contrast", low=0.0),
-        "student_temperature": Key(0.1, "softmax temperature of the student's features", low=1e-3),
-        "teacher_temperature": Key(0.1, "softmax temperature of the teacher's features", low=1e-3),
-        "contrast_temperature": Key(0.1, "initial temperature of the contrast", low=1e-3),
-        "positives": Key("caption", "pairs that count as matching", choices=("caption", "sample")),
-        "contrast_group": Key(0, "samples contrasted with each other; 0: the global batch", low=0),
-    },
-    "report": {
-        "distill": Key(0.30, "weight in the validation loss", low=0.0),
-        "reconstruct": Key(0.30, "weight in the validation loss", low=0.0),
-        "align": Key(0.10, "weight in the validation loss", low=0.0),
-        "contrast": Key(0.30, "weight in the validation loss", low=0.0),
-    },
 }
 
 COMMON: Schema = {
@@ -286,7 +239,38 @@ _DEBLUR: Schema = {
     },
 }
 
-TASKS: dict[str, Schema] = {"pretrain": _PRETRAIN, "segment": _SEGMENT, "classify": _CLASSIFY, "deblur": _DEBLUR}
+_INPAINT: Schema = {
+    **FINETUNE_KEYS,
+    "data": {
+        **_LABELLED_DATA,
+        # Restored voxels go back to counts, and the other scales are measured on voxels that are not known here.
+        "scale": Key("percentile", "intensities: percentiles of the patch's visible voxels", choices=("percentile",)),
+    },
+    # Noise drawn on the input would be asked for in the boxes.
+    "augment": _GEOMETRY,
+    "reinit_top": _SEGMENT["reinit_top"],
+    "mask": {
+        "block_sizes": Key((8, 16), "edges of the hidden cubes, voxels; one is drawn for each sample", low=1),
+        "ratio": Key(0.3, "share of the cubes that tile a crop that are hidden; one at least is", low=1e-6, high=0.9),
+        "fill": Key(
+            0.0,
+            "what the network sees in hidden voxels, scaled: 0 as in pretraining; visible ones are 0 to 1",
+            low=-10.0,
+        ),
+    },
+    "loss": {
+        "l1": Key(1.0, "weight of the absolute error of hidden voxels", low=0.0),
+        "ssim": Key(0.2, "weight of 1 - SSIM, of the windows around hidden voxels", low=0.0),
+    },
+}
+
+TASKS: dict[str, Schema] = {
+    "pretrain": PRETRAIN_KEYS,
+    "segment": _SEGMENT,
+    "classify": _CLASSIFY,
+    "deblur": _DEBLUR,
+    "inpaint": _INPAINT,
+}
 # Tasks that read the deepest map alone, so that a backbone without a decoder will do.
 ENCODER_TASKS = ("classify",)
 

@@ -20,7 +20,11 @@ from lsmfm_jax.train.weights import Weights, read_weights
 LAYOUTS = ("monai", "lightning")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 # Tasks whose head is a linear map of each voxel's features, and what comes out of it.
-VOXELWISE = {"segment": "the logit of the foreground", "deblur": "the residual, in the targets' range"}
+VOXELWISE = {
+    "segment": "the logit of the foreground",
+    "deblur": "the residual, in the targets' range",
+    "inpaint": "the residual, to be added to a smooth fill of the hidden voxels",
+}
 # Of a regression of voxels, in the runs that did not record them yet.
 SIGMAS = (1.0, 2.0, 4.0)
 # The version that Lightning's loader asks of a checkpoint; any of the 2 series reads it.

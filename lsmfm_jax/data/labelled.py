@@ -9,7 +9,7 @@ import hashlib
 import pathlib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from lsmfm_jax.data.mask_folders import volume_of
 from lsmfm_jax.data.spreadsheets import SpreadsheetError, read_table
@@ -90,7 +90,7 @@ def find_labelled(
             f"{' or '.join(COMPANIONS)} in its name, or move the file away"
         )
     # Masks of other tools and earlier predictions, beside a patch that has what it needs.
-    of_patches = {name for name in images if needs and needs in companions.get(without_ending(name, NO_IMAGES), {})}
+    of_patches = {name for name in images if _is_beside(name, images, companions, needs=needs)}
     found = [
         LabelledFile(name, path, companions.get(name, {}), _volume(name, volume_pattern))
         for name, path in images.items()
@@ -178,6 +178,12 @@ def rows_of(files: Iterable[LabelledFile]) -> list[PatchRow]:
             )
         )
     return rows
+
+
+def _is_beside(name: str, images: Iterable[str], companions: Mapping[str, Iterable[str]], *, needs: str) -> bool:
+    """Whether a name is that of a patch which has what it needs, with the ending of a mask or a prediction."""
+    patch = without_ending(name, NO_IMAGES)
+    return patch != name and patch in images and (not needs or needs in companions.get(patch, ()))
 
 
 def _is_image(path: pathlib.Path) -> bool:

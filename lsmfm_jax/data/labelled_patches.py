@@ -97,9 +97,13 @@ def read_segmentation(file: LabelledFile, *, scale: Scale, values: LabelValues |
 
 def read_classification(file: LabelledFile, *, classes: Sequence[str], scale: Scale) -> LabelledPatch:
     """A patch and the number of its class in `classes`."""
+    return dataclasses.replace(read_unlabelled(file, scale=scale), label=list(classes).index(file.class_name))
+
+
+def read_unlabelled(file: LabelledFile, *, scale: Scale) -> LabelledPatch:
+    """A patch alone, for a task that makes its target of the image itself."""
     image, voxel_size_um = read_image(file)
-    patch = _patch(file, image, None, scale=scale, voxel_size_um=voxel_size_um)
-    return dataclasses.replace(patch, label=list(classes).index(file.class_name))
+    return _patch(file, image, None, scale=scale, voxel_size_um=voxel_size_um)
 
 
 def read_deblurring(file: LabelledFile, *, blur: Blur | None, scale: Scale) -> LabelledPatch:

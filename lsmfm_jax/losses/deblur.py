@@ -38,6 +38,28 @@ def ssim(
 
     Windows lie wholly inside the volume, as in MONAI's `SSIMLoss(spatial_dims=3)`, whose defaults these are.
 
+    Returns:
+        One value per sample, 1 for equal volumes.
+
+    Raises:
+        ValueError: if a side of the volume is shorter than the window.
+    """
+    similarity = ssim_map(prediction, target, window=window, sigma=sigma, k1=k1, k2=k2, data_range=data_range)
+    return jnp.mean(similarity, (1, 2, 3))
+
+
+def ssim_map(
+    prediction: Volumes,
+    target: Volumes,
+    *,
+    window: int = SSIM_WINDOW,
+    sigma: float = 1.5,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    data_range: float = 1.0,
+) -> Float[Array, "b zv yv xv"]:
+    """The structural similarity of each window that lies wholly inside the volume; `ssim` is its mean.
+
     Args:
         prediction: volumes.
         target: volumes of the same shape.
@@ -48,7 +70,7 @@ def ssim(
         data_range: largest possible difference of two values.
 
     Returns:
-        One value per sample, 1 for equal volumes.
+        `window - 1` voxels less along each axis: the first window's centre is voxel `window // 2`.
 
     Raises:
         ValueError: if a side of the volume is shorter than the window.
@@ -67,7 +89,7 @@ def ssim(
     covariance = product - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + luminance_floor) / (mean_x**2 + mean_y**2 + luminance_floor)
     contrast = (2 * covariance + contrast_floor) / (variance_x + variance_y + contrast_floor)
-    return jnp.mean(luminance * contrast, (1, 2, 3))
+    return luminance * contrast
 
 
 def _gaussian_windows(volumes: Float[Array, "m b z y x"], *, window: int, sigma: float) -> Float[Array, "m b zv yv xv"]:

@@ -1,9 +1,12 @@
 """Metrics of restored volumes: peak signal-to-noise ratio and structural similarity."""
 
+import math
+
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 from scipy import ndimage
 
+from lsmfm_jax.config.schema import SSIM_WINDOW
 from lsmfm_jax.errors import InputError
 
 Volume = Num[np.ndarray, "z y x"]
@@ -41,6 +44,45 @@ def ssim(
     Raises:
         ValueError: if the shapes differ, or a side is shorter than the window.
     """
+    similarity = _ssim_map(prediction, truth, window=window, sigma=sigma, k1=k1, k2=k2, data_range=data_range)
+    return float(np.mean(similarity))
+
+
+def scores_inside(
+    prediction: Prediction, truth: Volume, inside: Bool[np.ndarray, "z y x"], *, data_range: float = 1.0
+) -> dict[str, float]:
+    """Mean absolute error of the voxels `inside` a mask, and SSIM of the windows whose middle is inside.
+
+    Outside, the truth stands in for the prediction, so that only what is inside is judged. `ssim` is NaN where no
+    window that lies wholly in the volume has its middle inside.
+
+    Raises:
+        ValueError: if the shapes differ, a side is shorter than the window of SSIM, or nothing is inside.
+    """
+    _same_shape(prediction, truth)
+    if not inside.any():
+        raise InputError("no voxel is inside of the mask, so there is nothing to judge: give one that has some")
+    composed = np.where(inside, prediction, truth).astype(np.float64)
+    margin = SSIM_WINDOW // 2
+    middles = inside[(slice(margin, -margin),) * 3]
+    similarity = _ssim_map(composed, truth, window=SSIM_WINDOW, sigma=1.5, k1=0.01, k2=0.03, data_range=data_range)
+    return {
+        "l1": float(np.mean(np.abs(composed - truth)[inside])),
+        "ssim": float(np.mean(similarity[middles])) if middles.any() else math.nan,
+    }
+
+
+def _ssim_map(
+    prediction: Prediction,
+    truth: Volume,
+    *,
+    window: int,
+    sigma: float,
+    k1: float,
+    k2: float,
+    data_range: float,
+) -> Float[np.ndarray, "zv yv xv"]:
+    """The structural similarity of each window that lies wholly inside the volume."""
     _same_shape(prediction, truth)
     if min(truth.shape) < window:
         raise InputError(
@@ -59,7 +101,7 @@ def ssim(
     luminance_floor, contrast_floor = (k1 * data_range) ** 2, (k2 * data_range) ** 2
     luminance = (2 * mean_x * mean_y + luminance_floor) / (mean_x**2 + mean_y**2 + luminance_floor)
     contrast = (2 * covariance + contrast_floor) / (variance_x + variance_y + contrast_floor)
-    return float(np.mean(luminance * contrast))
+    return luminance * contrast
 
 
 def _window_mean(volume: Float[np.ndarray, "z y x"], window: int, sigma: float) -> Float[np.ndarray, "zv yv xv"]:

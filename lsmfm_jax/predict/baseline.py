@@ -18,8 +18,8 @@ from lsmfm_jax.metrics.segmentation import segmentation_scores
 from lsmfm_jax.predict.inputs import Case, PredictionError
 from lsmfm_jax.predict.network import Predictor
 from lsmfm_jax.predict.pictures import draw_segmentation
-from lsmfm_jax.predict.run import Settings, volume_facts, write_cases, write_classes
-from lsmfm_jax.predict.table import Row
+from lsmfm_jax.predict.run import Settings, write_cases, write_classes
+from lsmfm_jax.predict.table import Row, volume_facts
 from lsmfm_jax.predict.truth import mask_like
 from lsmfm_jax.scale import Scale, measure
 from lsmfm_jax.tasks.declaration import Patches

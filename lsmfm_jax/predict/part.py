@@ -21,6 +21,7 @@ from lsmfm_jax.predict.skipping import wanted_cells, zero_outside
 from lsmfm_jax.predict.statistics import CELL, Box, Readable, VolumeStatistics, narrowed
 from lsmfm_jax.predict.sweep import sweep
 from lsmfm_jax.predict.tissue import TissueMask
+from lsmfm_jax.scale import Levels
 from lsmfm_jax.volumes.lazy import LazyVolume
 
 
@@ -239,8 +240,8 @@ class _Rows:
         self._began = time.perf_counter()
 
 
-def in_counts(values: np.ndarray, statistics: VolumeStatistics, dtype: np.dtype) -> np.ndarray:
-    """A deblurred volume in the units and the type of its input; what a type of integers cannot hold is cut."""
+def in_counts(values: np.ndarray, statistics: VolumeStatistics | Levels, dtype: np.dtype) -> np.ndarray:
+    """A predicted volume in the units and the type of its input; what a type of integers cannot hold is cut."""
     span = statistics.high - statistics.low if statistics.high > statistics.low else 1.0
     counts = np.float32(statistics.low) + values * np.float32(span)
     if dtype.kind == "f":

@@ -42,6 +42,20 @@ def draw_deblurring(path: pathlib.Path, image: Volume, sharp: Volume, truth: Vol
     _draw(path, [(name, grey(volume[z], low, high)) for name, volume in panels], f"z = {z} of {len(image)}")
 
 
+def draw_inpainting(
+    path: pathlib.Path, image: Volume, hidden: Bool[np.ndarray, "z y x"], restored: Volume, truth: Volume | None
+) -> None:
+    """Draws the slice with most hidden voxels: visible ones, truth if any, result, on the scale of what is visible."""
+    z = fullest_slice(hidden)
+    seen = image[~hidden] if hidden[z].all() else image[z][~hidden[z]]
+    low, high = np.percentile(seen, (1, 99.9))
+    visible = np.where(hidden[z], 0.0, grey(image[z], low, high))
+    panels = [("visible, and what is hidden", overlay(visible, hidden[z]))]
+    panels += [] if truth is None else [("truth", grey(truth[z], low, high))]
+    panels += [("restored", grey(restored[z], low, high))]
+    _draw(path, panels, f"z = {z} of {len(image)}")
+
+
 def draw_classification(
     path: pathlib.Path,
     image: Volume,

@@ -1,4 +1,4 @@
-"""Predictions on files: masks, classes or deblurred volumes, a table and a picture of each."""
+"""Predictions on files: masks, classes or volumes that are sharper or restored, a table and a picture of each."""
 
 import pathlib
 from collections.abc import Callable, Sequence
@@ -12,14 +12,14 @@ from lsmfm_jax.metrics.segmentation import segmentation_scores
 from lsmfm_jax.predict import in_memory
 from lsmfm_jax.predict.ensemble import Ensemble, load_ensemble, members_of
 from lsmfm_jax.predict.in_memory import Result, Settings, VoxelSize
+from lsmfm_jax.predict.inpaint import RESTORED, write_inpainted
 from lsmfm_jax.predict.inputs import Case, PredictionError, find_cases
 from lsmfm_jax.predict.network import Predictor
 from lsmfm_jax.predict.pictures import draw_classification, draw_deblurring, draw_segmentation
-from lsmfm_jax.predict.table import CONFUSION, SUMMARY, TABLE, Row, cell, summarise, write_table
+from lsmfm_jax.predict.table import CONFUSION, SUMMARY, TABLE, Row, cell, summarise, volume_facts, write_table
 from lsmfm_jax.predict.truth import class_of, mask_like, truth_like
 from lsmfm_jax.predict.windows import Size
-from lsmfm_jax.scale import Levels
-from lsmfm_jax.volumes.read import VolumeError, VolumeInfo, read_single, write_nifti
+from lsmfm_jax.volumes.read import VolumeError, read_single, write_nifti
 
 UNCERTAINTY = "_uncertainty.nii.gz"
 LISTED = 5  # failures in a message; the table has all
@@ -233,18 +233,8 @@ WRITERS: dict[str, Writer] = {
     ),
     "classify": Writer(write_classes, (".png",), in_memory.classify),
     "deblur": Writer(_deblur, ("_deblurred.nii.gz", ".png"), in_memory.deblur),
+    "inpaint": Writer(write_inpainted, (RESTORED, ".png")),
 }
-
-
-def volume_facts(image: np.ndarray, info: VolumeInfo, levels: Levels | tuple[Levels, ...]) -> Row:
-    """What the table has of every volume: shape, voxel size, and the counts that became 0 and 1, for each scale."""
-    size = info.voxel_size_um
-    return {
-        "shape": " ".join(map(str, image.shape)),
-        "voxel_size_um": "" if size is None else " ".join(f"{side:g}" for side in size),
-        "scaled_from": levels.low if isinstance(levels, Levels) else " ".join(cell(one.low) for one in levels),
-        "scaled_to": levels.high if isinstance(levels, Levels) else " ".join(cell(one.high) for one in levels),
-    }
 
 
 def _check_outputs(cases: Sequence[Case], out: pathlib.Path, endings: Sequence[str], *, overwrite: bool) -> None:
@@ -267,7 +257,7 @@ def _check_outputs(cases: Sequence[Case], out: pathlib.Path, endings: Sequence[s
 def _summary(case: Case, row: Row) -> str:
     told = [
         f"{name} {cell(row[name])}"
-        for name in ("foreground_frac", "class", "truth", "dice", "psnr", "psnr_blurred", "ssim")
+        for name in ("foreground_frac", "class", "truth", "dice", "psnr", "psnr_blurred", "l1", "l1_smooth", "ssim")
         if name in row and not (name == "truth" and "class" not in row)
     ]
     return f"{case.path.name}: {', '.join(told)}"

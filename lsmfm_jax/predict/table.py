@@ -18,15 +18,31 @@ from lsmfm_jax.metrics.classification import (
     write_confusion_csv,
 )
 from lsmfm_jax.metrics.intervals import Interval, bootstrap_mean, bootstrap_statistic
+from lsmfm_jax.scale import Levels
 from lsmfm_jax.store.layouts import stem
+from lsmfm_jax.volumes.read import VolumeInfo
 
 TABLE = "predictions.csv"
 SUMMARY = "summary.csv"
 CONFUSION = "confusion"
 # Of the many metrics, those that are printed too.
-PRINTED = ("dice", "panoptic_quality", "accuracy", "macro_f1", "psnr", "psnr_blurred", "ssim", "ssim_blurred")
+PRINTED = (
+    *("dice", "panoptic_quality", "accuracy", "macro_f1", "psnr", "psnr_blurred", "ssim", "ssim_blurred"),
+    *("ssim_smooth", "ssim_mean", "l1", "l1_smooth", "l1_mean"),
+)
 Row = dict[str, Any]
 _PROBABILITY = "probability_"
+
+
+def volume_facts(image: np.ndarray, info: VolumeInfo, levels: Levels | tuple[Levels, ...]) -> Row:
+    """What the table has of every volume: shape, voxel size, and the counts that became 0 and 1, for each scale."""
+    size = info.voxel_size_um
+    return {
+        "shape": " ".join(map(str, image.shape)),
+        "voxel_size_um": "" if size is None else " ".join(f"{side:g}" for side in size),
+        "scaled_from": levels.low if isinstance(levels, Levels) else " ".join(cell(one.low) for one in levels),
+        "scaled_to": levels.high if isinstance(levels, Levels) else " ".join(cell(one.high) for one in levels),
+    }
 
 
 def write_table(path: pathlib.Path, rows: Sequence[Row]) -> None:

@@ -35,7 +35,7 @@ def read_patches(config: ConfigDict, folder: pathlib.Path, *, print_line: PrintL
     A folder that has a split must get the same patches again, so a baseline sees those that the run saw.
 
     Args:
-        config: of task `segment`, `classify` or `deblur`.
+        config: of a finetuning task.
         folder: run folder.
         print_line: prints a line.
 

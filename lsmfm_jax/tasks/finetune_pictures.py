@@ -40,12 +40,13 @@ def draw_masks(arrays: dict[str, Any], path: pathlib.Path) -> None:
     _draw(arrays, path, ("input", "truth", "probability", "right, missed, false"), panels)
 
 
-def draw_volumes(arrays: dict[str, Any], path: pathlib.Path) -> None:
-    """Draws the middle slice of each window: blurred input, sharp truth, prediction, absolute error.
+def draw_volumes(arrays: dict[str, Any], path: pathlib.Path, *, shown: str = "blurred input") -> None:
+    """Draws the middle slice of each window: input, truth, prediction, absolute error.
 
     Args:
         arrays: `image`, `truth` and `prediction` (B, Z, Y, X) on one scale, and `weight` (B,).
         path: PNG to write.
+        shown: what the input is, above its column.
     """
 
     def panels(row: int) -> tuple[str, list[Panel]]:
@@ -56,7 +57,7 @@ def draw_volumes(arrays: dict[str, Any], path: pathlib.Path) -> None:
         error = {"cmap": "magma", "vmin": 0.0, "vmax": max(1e-6, 0.5 * (shades["vmax"] - shades["vmin"]))}
         return f"z = {z}", [(image, shades), (truth, shades), (prediction, shades), (np.abs(prediction - truth), error)]
 
-    _draw(arrays, path, ("blurred input", "truth", "prediction", "absolute error"), panels)
+    _draw(arrays, path, (shown, "truth", "prediction", "absolute error"), panels)
 
 
 def draw_classes(arrays: dict[str, Any], path: pathlib.Path, *, classes: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ def finetuning_setup(config: ConfigDict, folder: pathlib.Path, *, print_line: Pr
     """Reads the patches and the weights of a finetuning run.
 
     Args:
-        config: validated configuration of task `segment`, `classify` or `deblur`.
+        config: validated configuration of a finetuning task.
         folder: run folder; the split goes to `split.json`.
         print_line: prints a line.
 

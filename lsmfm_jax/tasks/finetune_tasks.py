@@ -4,9 +4,10 @@ from lsmfm_jax.config import ConfigError
 from lsmfm_jax.tasks.classify import CLASSIFY
 from lsmfm_jax.tasks.deblur import DEBLUR
 from lsmfm_jax.tasks.declaration import FinetuneTask
+from lsmfm_jax.tasks.inpaint import INPAINT
 from lsmfm_jax.tasks.segment import SEGMENT
 
-FINETUNING: dict[str, FinetuneTask] = {"segment": SEGMENT, "classify": CLASSIFY, "deblur": DEBLUR}
+FINETUNING: dict[str, FinetuneTask] = {"segment": SEGMENT, "classify": CLASSIFY, "deblur": DEBLUR, "inpaint": INPAINT}
 
 
 def finetune_task(name: str) -> FinetuneTask:

@@ -71,7 +71,7 @@ MASK_ENDINGS = (
     "_gt",
 )
 # What `lsmfm predict` writes beside them: in a folder of images none of these is an image.
-NO_IMAGES = (*MASK_ENDINGS, "_prob", "_uncertainty", "_deblurred")
+NO_IMAGES = (*MASK_ENDINGS, "_prob", "_uncertainty", "_deblurred", "_inpainted")
 
 CROP_WORDS = (
     "tile",
