@@ -93,11 +93,12 @@ def test_the_check_sees_an_upward_import(tmp_path):
     assert _imported_rooms(file) == {"tasks", "cli"}
 
 
-def test_no_file_is_over_300_lines():
+def test_no_file_is_over_300_lines_and_no_test_over_400():
+    most = {"lsmfm_jax": 300, "configs": 300, "benchmarks": 300, "launch": 300, "tests": 400}
     long = [
         f"{path.relative_to(ROOT)}: {count}"
-        for folder in ("lsmfm_jax", "configs", "tests", "benchmarks", "launch")
+        for folder, limit in most.items()
         for path in sorted((ROOT / folder).rglob("*.py"))
-        if (count := len(path.read_text().splitlines())) > 300
+        if (count := len(path.read_text().splitlines())) > limit
     ]
     assert not long, "\n".join(long)

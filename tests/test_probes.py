@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from lsmfm_jax.metrics.probes import effective_rank, neighbour_accuracy
+from lsmfm_jax.metrics.probes import effective_rank, neighbour_accuracy, probe
 
 
 def test_the_rank_counts_directions_that_are_used_alike():
@@ -59,3 +59,14 @@ def test_classes_that_no_other_volume_has_are_not_asked_for():
     assert found == {"neighbour_accuracy": 1.0, "neighbour_chance": pytest.approx(1 / 4)}
     assert neighbour_accuracy(features, np.array([0, 0, 1, 2, 3]), np.arange(5)) == {}
     assert neighbour_accuracy(features[:0], np.zeros(0, int), np.zeros(0, int)) == {}
+
+
+def test_samples_without_a_class_count_for_the_rank_alone():
+    rng = np.random.default_rng(4)
+    features, classes, volumes = rng.normal(size=(12, 3)), np.arange(12) % 3 - 1, np.arange(12)
+    found, named = probe(features, classes, volumes), classes >= 0
+    assert found["feature_rank"] == effective_rank(features)
+    assert (
+        found["neighbour_accuracy"]
+        == neighbour_accuracy(features[named], classes[named], volumes[named])["neighbour_accuracy"]
+    )

@@ -4,6 +4,24 @@ import numpy as np
 from jaxtyping import Float, Int
 
 
+def probe(
+    features: Float[np.ndarray, "n c"], classes: Int[np.ndarray, " n"], volumes: Int[np.ndarray, " n"]
+) -> dict[str, float]:
+    """What a validation set's features are worth.
+
+    Args:
+        features: a row for each sample.
+        classes: of each; -1 is none, and counts for the rank alone.
+        volumes: number of each sample's volume.
+
+    Returns:
+        `feature_rank` of all, and of those that have a class what `neighbour_accuracy` gives.
+    """
+    named = classes >= 0
+    neighbours = neighbour_accuracy(features[named], classes[named], volumes[named])
+    return {"feature_rank": effective_rank(features), **neighbours}
+
+
 def effective_rank(features: Float[np.ndarray, "n c"]) -> float:
     """How many directions the features use: 1 where all lie on one line (collapse), at most min(n - 1, c).
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from lsmfm_jax.augment import augment, scale_intensity
 from lsmfm_jax.losses import pretrain as losses
 from lsmfm_jax.masking import apply_mask, block_mask, fixed_masks
-from lsmfm_jax.metrics.probes import effective_rank, neighbour_accuracy
+from lsmfm_jax.metrics.probes import probe
 from lsmfm_jax.metrics.retrieval import retrieval_accuracy
 from lsmfm_jax.models.heads import logit_scale
 from lsmfm_jax.models.text import BertConfig, pooled_tokens
@@ -257,7 +257,8 @@ class _Pretraining:
             teacher_probability=jnp.asarray(stacked["teacher_probability"]),
         )
         monitors = {name: float(value) for name, value in losses.teacher_entropy_monitors(sums).items()}
-        return {"loss": float(loss), **values, **monitors, **_probes(stacked)}
+        probes = probe(*(stacked[name] for name in ("features", "class", "volume")))
+        return {"loss": float(loss), **values, **monitors, **probes}
 
     def _summarise_pairs(self, stacked: dict[str, np.ndarray], scale: np.ndarray) -> dict[str, float]:
         paired = stacked["caption_key"] >= 0
@@ -284,13 +285,6 @@ class _Pretraining:
             "reconstruction": self._reconstruct(params, student)[..., 0],
             "weight": rows["weight"],
         }
-
-
-def _probes(stacked: dict[str, np.ndarray]) -> dict[str, float]:
-    """What the teacher's deepest features of whole, unmasked patches are worth."""
-    named = stacked["class"] >= 0
-    neighbours = neighbour_accuracy(*(stacked[name][named] for name in ("features", "class", "volume")))
-    return {"feature_rank": effective_rank(stacked["features"]), **neighbours}
 
 
 def _entropy_sums(sums: losses.DistillationSums) -> dict[str, Array]:
