@@ -156,8 +156,7 @@ class _Pretraining:
     def finish(self, sums: dict[str, Array]) -> dict[str, Array]:
         """Metrics from sums over micro-batches."""
         sums = dict(sums)
-        monitors = losses.teacher_entropy_monitors(_sums_of_entropy(sums))
-        return sums | monitors
+        return sums | losses.teacher_entropy_monitors(_sums_of_entropy(sums))
 
     def _student(self, params: PyTree, batch_stats: PyTree, rows: Rows, *, train: bool) -> tuple[Any, PyTree]:
         variables = {"params": params["backbone"], "batch_stats": batch_stats["backbone"]}
