@@ -219,6 +219,8 @@ def _versions(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _loading(run: pathlib.Path, task: str) -> str:
+    if task == "inpaint":
+        return f"`lsmfm predict --checkpoint {run} FOLDER --out OUT` restores what `<name>_mask` beside `<name>` marks."
     if task not in _LOADING:
         return f"Finetune it: `lsmfm finetune --config … --config.init_from={run}`"
     lines = ("import lsmfm_jax", f"model = lsmfm_jax.load({str(run)!r})", _LOADING[task])

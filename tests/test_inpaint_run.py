@@ -9,6 +9,7 @@ from damaged_volumes import AFFINE, SIDE, damaged, save_nifti
 from smooth_volumes import smooth_volumes
 from toy_backbone import TOY
 
+from lsmfm_jax.card import card
 from lsmfm_jax.cli import main
 from lsmfm_jax.models import BACKBONES
 from lsmfm_jax.volumes.read import read_single, write_nifti
@@ -59,6 +60,8 @@ def test_a_run_needs_no_labels_and_tells_what_the_network_adds_to_a_plain_fill(r
     assert max(last["l1"], last["l1_smooth"]) < 0.75 * last["l1_mean"]
     assert last["loss"] == pytest.approx(last["l1"] + 0.2 * (1 - last["ssim"]), rel=1e-5)
     assert list((run / "pictures").glob("*.png"))
+    text = card(run)
+    assert "inpainting: hidden voxels restored" in text and "restores what `<name>_mask` beside `<name>` marks" in text
 
 
 def test_boxes_are_restored_better_than_by_a_mean_and_judged_by_an_intact_volume(run, tmp_path, capsys):
