@@ -6,9 +6,11 @@ import re
 import pytest
 
 from lsmfm_jax.cli import main
+from lsmfm_jax.config.declared import known
+from lsmfm_jax.config.recipes import recipes_folder
 from lsmfm_jax.experiment.declaration import BASELINES, Arm, DataType, Experiment, ExperimentError, Study, check
 from lsmfm_jax.experiment.grid import expand
-from lsmfm_jax.experiment.load import experiments_folder, known_experiments, load_experiment
+from lsmfm_jax.experiment.load import FOLDER, load_experiment
 from lsmfm_jax.experiment.paper import FEW, MANY, printed
 from lsmfm_jax.experiment.prepare import check_recipes, first_difference, prepare, with_inputs
 
@@ -50,21 +52,21 @@ def test_experiments_of_the_package_have_the_cells_that_they_promise(spec, count
     assert not (tmp_path / "w").exists(), "nothing is written"
     name, _, variant = spec.partition(":")
     if not variant:
-        promised = re.search(r"([\d,]+) cells", (experiments_folder() / f"{name}.py").read_text())[1]
+        promised = re.search(r"([\d,]+) cells", (recipes_folder() / FOLDER / f"{name}.py").read_text())[1]
         assert int(promised.replace(",", "")) == count
 
 
 def test_a_wrong_name_variant_or_file_is_one_line(tmp_path, capsys):
-    assert known_experiments() == ["few_shot", "table1", "table2"]
+    assert known(FOLDER) == ["few_shot", "table1", "table2"]
     broken = tmp_path / "broken.py"
     broken.write_text("def get_experiment(variant=''):\n    return 1 / 0\n")
     none = tmp_path / "none.py"
     none.write_text("def get_experiment(variant=''):\n    return 3\n")
     for spec, words in (
-        ("table3", "neither an experiment of the package nor a file; there are few_shot, table1, table2"),
+        ("table3", "neither in experiments of the package nor a file; there are few_shot, table1, table2"),
         ("table1:big", "variant 'big' is unknown; allowed: tiny, or none"),
         (str(broken), "ZeroDivisionError: division by zero"),
-        (str(none), "returned a int; an Experiment is needed"),
+        (str(none), "returned a int; Experiment is needed"),
     ):
         assert main(["experiment", spec, "--workdir", str(tmp_path / "w")]) == 2
         said = capsys.readouterr().err

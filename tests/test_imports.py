@@ -48,6 +48,7 @@ ALLOWED = {
     "evaluate": LEAVES | {"config", "files", "predict"},
     # It runs the other commands as processes, so it knows neither tasks nor training.
     "experiment": {"config", "data", "files", "html_page", "locks", "metrics", "phantom", "store", "volumes"},
+    "sweep": {"config", "experiment", "files", "html_page", "locks"},
     "ranking": {"data", "volumes", "metrics", "html_page", "files"},
     "api": LEAVES | {"config", "files", "train", "tasks", "predict"},
     "baselines": LEAVES | {"config"},

@@ -66,6 +66,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         prediction,
         ranking,
         recipes,
+        sweep,
         training,
         upkeep,
     )
@@ -79,7 +80,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     rooms = (
         *(recipes, data, planning, training, prediction, annotation, evaluation, experiment, ranking, conversion),
-        upkeep,
+        *(sweep, upkeep),
     )
     for room in rooms:
         room.add(commands)

@@ -36,6 +36,13 @@ def from_zero(text: str) -> int:
     return int(text)
 
 
+def at_least_one(text: str) -> int:
+    """Parse a number from 1 to 1000."""
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r}: a number from 1 to 1000 is needed")
+    return int(text)
+
+
 def part(text: str) -> tuple[int, int]:
     """Parse `I/N`, one part of several."""
     number, _, count = text.partition("/")

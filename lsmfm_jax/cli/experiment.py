@@ -4,7 +4,7 @@ import argparse
 import pathlib
 import shlex
 
-from lsmfm_jax.cli.arguments import part
+from lsmfm_jax.cli.arguments import at_least_one, part
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -23,10 +23,10 @@ def add(commands: argparse._SubParsersAction) -> None:
     experiment.add_argument(
         "--tool", action="append", default=[], metavar="NAME=PYTHON", help="an outside tool, by its own Python"
     )
-    experiment.add_argument("--jobs", type=_at_least_one, default=1, help="cells at a time (default 1)")
+    experiment.add_argument("--jobs", type=at_least_one, default=1, help="cells at a time (default 1)")
     experiment.add_argument("--dry-run", action="store_true", help="count the cells, project the hours, write nothing")
     experiment.add_argument(
-        "--slurm", type=_at_least_one, metavar="N", help="print a SLURM array of N parts, run nothing"
+        "--slurm", type=at_least_one, metavar="N", help="print a SLURM array of N parts, run nothing"
     )
     experiment.add_argument("--part", type=part, metavar="I/N", help="run this part of the cells, as the array does")
     experiment.set_defaults(run=_experiment)
@@ -67,9 +67,3 @@ def _without_slurm(options: argparse.Namespace) -> str:
         for name, _, path in (given.partition("=") for given in pairs):
             words += [option, f"{name}={pathlib.Path(path).absolute()}"]
     return shlex.join(map(str, words))
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1000:
-        raise argparse.ArgumentTypeError(f"{text!r}: a number from 1 to 1000 is needed")
-    return int(text)
