@@ -22,7 +22,7 @@ bin="$work/venv/bin"
 
 files="$("$bin/python" -m zipfile --list "$work"/wheel/lsmfm_jax-*.whl | awk '{print $1}')"
 grep -qx lsmfm_jax/py.typed <<<"$files" || fail "no py.typed in the wheel"
-for recipe in "$clone"/configs/*.py "$clone"/configs/experiments/*.py; do
+for recipe in "$clone"/configs/*.py "$clone"/configs/{experiments,sweeps}/*.py "$clone"/configs/experiments/tools/*.toml; do
   grep -qx "lsmfm_jax/recipes/${recipe#"$clone"/configs/}" <<<"$files" || fail "$(basename "$recipe") is not in the wheel"
 done
 for part in index.html ranking.css voxels.js pictures.js progress.js ranking.js; do
