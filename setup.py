@@ -4,7 +4,8 @@ from setuptools import find_packages, setup
 
 RECIPES = "lsmfm_jax.recipes"
 
-FOLDERS = {RECIPES: "configs", **{f"{RECIPES}.{name}": f"configs/{name}" for name in ("experiments", "sweeps")}}
+BELOW = ("experiments", "experiments/tools", "sweeps")
+FOLDERS = {RECIPES: "configs", **{f"{RECIPES}.{name.replace('/', '.')}": f"configs/{name}" for name in BELOW}}
 
 setup(
     packages=[*find_packages(include=["lsmfm_jax", "lsmfm_jax.*"]), *FOLDERS],

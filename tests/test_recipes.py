@@ -96,8 +96,9 @@ def test_the_wheel_has_every_room_and_the_recipes_and_no_tests(monkeypatch):
         runpy.run_path("setup.py")
     packages, folders = setup.call_args.kwargs["packages"], setup.call_args.kwargs["package_dir"]
     rooms = {".".join(file.parent.relative_to(ROOT).parts) for file in (ROOT / "lsmfm_jax").rglob("__init__.py")}
-    below = ("experiments", "sweeps")
-    shipped = {"lsmfm_jax.recipes": "configs"} | {f"lsmfm_jax.recipes.{one}": f"configs/{one}" for one in below}
+    below = ("experiments", "experiments/tools", "sweeps")
+    shipped = {f"lsmfm_jax.recipes.{one.replace('/', '.')}": f"configs/{one}" for one in below}
+    shipped["lsmfm_jax.recipes"] = "configs"
     assert set(packages) == rooms | shipped.keys() and folders == shipped
     assert ".ci/wheel_check.sh" in (ROOT / ".ci" / "run").read_text()
 
