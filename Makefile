@@ -96,6 +96,16 @@ lint: $(VENV)/.ready
 clean:
 	rm -rf runs .venv .venv-parity .venv-docs .venv-bench .venv-compile .pytest_cache .ruff_cache
 
+# What a machine with a card and JAX lacks, as wheels, where it has no network: for WHEELS of benchmarks/run_gpu.sh.
+BUNDLE ?= grain array_record portpicker ml_collections nibabel tensorboardX connected-components-3d monai==1.6.1 einops \
+  beartype jaxtyping
+BUNDLE_PYTHON ?= 3.12
+.PHONY: gpu-bundle
+gpu-bundle:
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --python-version $(BUNDLE_PYTHON) \
+	  --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --dest runs/gpu_bundle $(BUNDLE)
+	@du -sh runs/gpu_bundle
+
 # Both JAX and PyTorch, for benchmarks/vs_torch.py; where pip finds builds with CUDA, for graphics cards as well.
 .PHONY: bench-env bench-compile-env
 bench-env: .venv-bench/.ready
@@ -107,11 +117,12 @@ bench-env: .venv-bench/.ready
 	touch $@
 
 # JAX's compiler for NVIDIA cards, for benchmarks/compile_only.py; no card and no CUDA libraries are needed.
+CUDA ?= 12
 bench-compile-env: .venv-compile/.ready
 .venv-compile/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv-compile
 	.venv-compile/bin/python -m pip install --quiet --upgrade pip
 	.venv-compile/bin/python -m pip install --quiet --editable .
 	version=$$(.venv-compile/bin/python -c 'import importlib.metadata as m; print(m.version("jaxlib"))'); \
-	  .venv-compile/bin/python -m pip install --quiet --no-deps jax-cuda12-plugin==$$version jax-cuda12-pjrt==$$version
+	  .venv-compile/bin/python -m pip install --quiet --no-deps jax-cuda$(CUDA)-plugin==$$version jax-cuda$(CUDA)-pjrt==$$version
 	touch $@
