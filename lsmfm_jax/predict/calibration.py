@@ -83,6 +83,8 @@ def calibrate(
         print_line(
             f"the background counts as {counts:.0f} everywhere: predict the volume of these patches, and no other"
         )
+        if len(cases) == 1:
+            print_line("one patch cannot tell whether light is even in the volume: a second one from elsewhere would")
     print_line(f"{shift:+.3f} is added to every logit; written to {out}, which lsmfm predict --checkpoint takes")
     return {
         "logit_shift": shift,
