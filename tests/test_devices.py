@@ -69,6 +69,7 @@ def _batch():
         "high": np.full(8, 3000, np.float32),
         # Repeated captions, and one patch without: positives and weights must survive any split.
         "caption_key": np.array([0, 1, 2, 0, 1, 3, -1, 2], np.int32),
+        "volume": np.array([0, 1, 2, 3, 0, 1, 2, 3], np.int32),
         "tokens": rng.integers(1, 50, (8, 8)).astype(np.int32),
         "token_mask": np.arange(8)[None] < rng.integers(2, 9, (8, 1)),
         "sample": np.arange(8, dtype=np.int32),
