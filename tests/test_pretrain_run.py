@@ -145,9 +145,7 @@ def test_image_only_builds_no_text_tower(store, tmp_path):
 
 
 def test_swin_unetr_pretrains_with_text(store, tmp_path):
-    # Half the blocks: compiling all of them takes minutes.
-    shallow = ("--config.model.swin_unetr.depths=(1,1,1,1)", "--config.train.epochs=2", "--config.warmup_epochs=0")
-    _pretrain("swin_unetr.py:tiny", store, tmp_path / "run", *shallow)
+    _pretrain("swin_unetr.py:tiny", store, tmp_path / "run", "--config.train.epochs=3", "--config.warmup_epochs=0")
     validation = _metrics(tmp_path / "run", "validation")
     assert validation[-1]["loss"] < validation[0]["loss"]
 
