@@ -126,6 +126,10 @@ def test_a_killed_sweep_goes_on_in_the_folders_of_the_runs_that_were_under_way(t
     again = _study(tmp_path).trials[1]
     assert again.params == begun.params and again.user_attrs["folder"] == "0000"
     assert {path.name for path in (tmp_path / "trials").iterdir()} == {"0000", "0002", "0003"}
+    drawn = [tuple(trial.params.values()) for trial in _study(tmp_path).trials[1:]]
+    assert len(set(drawn)) == 3, "what was drawn before the kill is not drawn again"
+    page = (tmp_path / "sweep.html").read_text()
+    assert "3 runs are asked for: 3 done, 0 stopped early, 0 failed" in page
 
 
 def test_half_a_line_is_left_for_the_next_look(tmp_path):

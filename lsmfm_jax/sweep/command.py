@@ -17,7 +17,7 @@ from lsmfm_jax.experiment.commands import lsmfm, overriding
 from lsmfm_jax.files import read_sealed, replace_file, seal
 from lsmfm_jax.locks import locked
 from lsmfm_jax.sweep.declaration import Choice, Sweep, SweepError, as_record
-from lsmfm_jax.sweep.page import write_page
+from lsmfm_jax.sweep.page import folder_of, write_page
 from lsmfm_jax.sweep.trial import TrialFailed, Validation, run_trial
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class _Search:
 
     def folder(self, trial: Any) -> pathlib.Path:
         """Of a trial; one that goes on where a killed one ended has that one's."""
-        return self.workdir / "trials" / trial.user_attrs.get("folder", f"{trial.number:04d}")
+        return self.workdir / "trials" / folder_of(trial)
 
     def decoded(self, params: dict[str, Any]) -> dict[str, Any]:
         """Values of the keys, of Optuna's parameters: choices are kept by their place."""
@@ -182,14 +182,17 @@ def _check_folder(sweep: Sweep, workdir: pathlib.Path) -> None:
 
 
 def _study(optuna: Any, sweep: Sweep, workdir: pathlib.Path) -> "optuna.Study":
-    return optuna.create_study(
+    study = optuna.create_study(
         storage=f"sqlite:///{workdir / STORAGE}",
         study_name="sweep",
         load_if_exists=True,
         direction="maximize" if sweep.higher_is_better else "minimize",
-        sampler=optuna.samplers.TPESampler(seed=sweep.seed, n_startup_trials=sweep.first_trials),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=sweep.first_trials),
     )
+    # A sweep that goes on does not draw again what it has drawn.
+    seed = sweep.seed + len(study.trials)
+    study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=sweep.first_trials)
+    return study
 
 
 def _distributions(optuna: Any, sweep: Sweep) -> dict[str, Any]:
@@ -207,7 +210,7 @@ def _distributions(optuna: Any, sweep: Sweep) -> dict[str, Any]:
 def _ask_again(optuna: Any, study: "optuna.Study") -> None:
     """Runs that were under way when the sweep was killed are drawn again, in their folders, where they go on."""
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-        folder = trial.user_attrs.get("folder", f"{trial.number:04d}")
+        folder = folder_of(trial)
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         if trial.params:
             study.enqueue_trial(trial.params, user_attrs={"folder": folder})

@@ -20,12 +20,14 @@ LEAST_FOR_IMPORTANCE = 8
 
 def write_page(sweep: Sweep, study: "optuna.Study", workdir: pathlib.Path) -> None:
     """Writes the page of what is known so far."""
-    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    # A run that was killed goes on as another one, in the same folder.
+    last = {folder_of(trial): trial for trial in study.get_trials(deepcopy=False)}
+    trials = [trial for trial in last.values() if trial.state.is_finished()]
     complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
     aim = "large" if sweep.higher_is_better else "small"
     parts = [
         f"<h1>Sweep {html.escape(sweep.name)}</h1>",
-        f'<p class="muted">{len(trials)} of {sweep.trials} runs: {len(complete)} done, '
+        f'<p class="muted">{sweep.trials} runs are asked for: {len(complete)} done, '
         f"{sum(trial.state.name == 'PRUNED' for trial in trials)} stopped early, "
         f"{sum(trial.state.name == 'FAIL' for trial in trials)} failed. {html.escape(sweep.metric)} is to be {aim}; "
         "a run counts by its best validation.</p>",
@@ -45,6 +47,11 @@ def write_page(sweep: Sweep, study: "optuna.Study", workdir: pathlib.Path) -> No
     order = sorted(trials, key=lambda trial: _rank(trial, higher=sweep.higher_is_better))
     parts += ["<h2>Runs</h2>", html_page.table(["run", "state", sweep.metric, *sweep.space], _rows(sweep, order))]
     replace_text(workdir / PAGE, html_page.page(sweep.name, parts))
+
+
+def folder_of(trial: Any) -> str:
+    """Name of a run's folder: its number, or that of the killed run which it goes on with."""
+    return trial.user_attrs.get("folder", f"{trial.number:04d}")
 
 
 def _importances(study: "optuna.Study") -> list[list[str]]:
