@@ -185,7 +185,8 @@ def test_an_unknown_tool_is_refused_with_those_that_are_known():
 def test_labels_become_what_a_tool_learns_from():
     mask = np.zeros((4, 4, 6), np.uint8)
     mask[0, 0, :2] = mask[3, 3, 4:] = 1
-    assert np.array_equal(np.unique(as_masks(mask, "labels")), [0, 1, 2])
+    for foreground in (1, 255):
+        assert np.array_equal(np.unique(as_masks(foreground * mask, "labels")), [0, 1, 2])
     assert np.array_equal(as_masks(5 * mask, "mask"), mask)
     instances = np.where(mask, np.arange(6), 0)  # 0 and 1 in one body, 4 and 5 in the other
     assert len(np.unique(as_masks(instances, "labels"))) == 4

@@ -77,7 +77,8 @@ def as_masks(label: np.ndarray, masks: str) -> np.ndarray:
     """
     if masks == "mask":
         return (label > 0).astype(np.uint16)
-    instances = renumber(np.asarray(label, np.int64)) if label.max(initial=0) > 1 else components(label > 0)
+    several = len(np.unique(label[label > 0])) > 1
+    instances = renumber(np.asarray(label, np.int64)) if several else components(label > 0)
     if instances.max(initial=0) > np.iinfo(np.uint16).max:
         raise CommandFailed(f"{instances.max()} instances in one patch; outside tools are given at most 65535")
     return instances.astype(np.uint16)
