@@ -56,7 +56,7 @@ def run_command(
         except OSError as error:
             raise CommandFailed(f"{command[0]} cannot be started: {error.strerror or error}") from error
     if code:
-        raise CommandFailed(_last_line(log, start) or f"ended with {code} and said nothing")
+        raise CommandFailed(last_line(log, start) or f"ended with {code} and said nothing")
 
 
 def run_once(
@@ -118,7 +118,7 @@ def overriding(values: Mapping[str, Any]) -> list[str]:
     return [f"--config.{key}={value if isinstance(value, str) else repr(value)}" for key, value in values.items()]
 
 
-def _last_line(log: pathlib.Path, start: int) -> str:
+def last_line(log: pathlib.Path, start: int) -> str:
     """The last line that is not blank, of what a command has added to its log."""
     with log.open("rb") as file:
         file.seek(start)

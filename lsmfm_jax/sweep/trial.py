@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from lsmfm_jax.errors import LsmfmError
+from lsmfm_jax.experiment.commands import last_line
 
 LOG = "log.txt"
 # Between two looks at a run's metrics, seconds.
@@ -51,6 +52,7 @@ def run_trial(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOG).open("a") as log:
+        start = log.tell()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
     metrics, seen, stopped = folder / "run" / "metrics.jsonl", 0, False
     try:
@@ -66,7 +68,7 @@ def run_trial(
     finally:
         _end(process)
     if not stopped and process.returncode:
-        raise TrialFailed(_last_line(folder / LOG) or f"ended with {process.returncode} and said nothing")
+        raise TrialFailed(last_line(folder / LOG, start) or f"ended with {process.returncode} and said nothing")
     if not seen:
         raise TrialFailed(f"{metrics} has no validation with {metric!r}; see its names in the run's report")
     return found, stopped
@@ -91,8 +93,3 @@ def _end(process: subprocess.Popen) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _last_line(log: pathlib.Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if line), "")
