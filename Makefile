@@ -73,7 +73,7 @@ finetune: $(VENV)/.ready $(RUN)/best runs/phantom/annotated runs/phantom/unseen
 test: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=40 --durations-min=15
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=15
 
 parity: .venv-parity/.ready
 	# A process for each file, one after another: PyTorch, MONAI and ours side by side take over 10 GB at times.

@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--max-ram", default="4G", help="of a process")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=pathlib.Path, help="folder to keep (default: a temporary one)")
+    parser.add_argument("overrides", nargs="*", help="for the finetuning, after --: --config.key=value")
     options = parser.parse_args()
     if options.work:
         outcome.finish(chain(options.work, options), options.json)
@@ -49,6 +50,9 @@ def chain(work: pathlib.Path, options: argparse.Namespace) -> dict[str, Any]:
     work.mkdir(parents=True, exist_ok=True)
     result = outcome.facts("brain_chain", device=f"{outcome.cpu_name()}, {outcome.usable_cores()} cores")
     result |= {"shape": options.shape, "parts": options.parts, "window": options.window, "max_ram": options.max_ram}
+    result["kill_after"] = list(options.kill_after)
+    result["overrides"] = options.overrides
+    result["command"] = "benchmarks/brain_chain.py"  # where folders lay does not matter to a reader
     brain, store, patches, run, out = (
         work / name for name in ("brain.ome.zarr", "store", "patches", "run", "found.ome.zarr")
     )
@@ -66,7 +70,7 @@ def chain(work: pathlib.Path, options: argparse.Namespace) -> dict[str, Any]:
     sides = {"train_names": tuple(names[:TRAINING]), "validation_names": tuple(names[TRAINING:])}
     chosen = [f"--config.data.{key}={value!r}" for key, value in sides.items()]
     chosen.append(f"--config.data.folder={patches}")
-    do("finetune", "finetune", "--config", "segment_unet:tiny", "--workdir", run, *chosen)
+    do("finetune", "finetune", "--config", "segment_unet:tiny", "--workdir", run, *chosen, *options.overrides)
     predict = ("predict", "--checkpoint", run, brain, "--out", out, "--max-ram", options.max_ram)
     predict = (*predict, "--window", ",".join([str(options.window)] * 3))
     do("prepare", *predict, "--prepare")

@@ -48,6 +48,8 @@ def main() -> None:
     parser = outcome.parser(__doc__)
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="of lsmfm experiment")
     options = parser.parse_args()
+    if not (options.workdir / CSV).is_file():
+        parser.error(f"--workdir {options.workdir}: no {CSV} there; name the workdir of a finished `lsmfm experiment`")
     facts = outcome.facts("experiment_figures", device=f"{outcome.cpu_name()}, {outcome.usable_cores()} cores")
     facts["command"] = "benchmarks/experiment_figures.py"  # where folders lay does not matter to a reader
     outcome.finish({**facts, **figures(options.workdir)}, options.json)

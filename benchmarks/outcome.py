@@ -114,10 +114,10 @@ def finish(result: dict[str, Any], path: pathlib.Path | None) -> None:
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """JSON with a line for each key; a list of numbers or names stays on one line, as it is read."""
+    """JSON with a line for each key; a list of numbers or names stays on one line, and so does a row of a table."""
     # Line breaks stand between values only: inside of a string JSON writes them as \\n.
-    return re.sub(
-        r"\[\n\s*([^\[\]{}]*?)\n\s*\]",
-        lambda found: "[" + re.sub(r"\n\s*", " ", found[1]) + "]",
-        json.dumps(result, indent=1),
-    )
+    text = json.dumps(result, indent=1)
+    # An object that begins its line is a row: where it is the value of a key, the key comes first.
+    for innermost in (r"(\[)\n\s*([^\[\]{}]*?)\n\s*(\])", r"(?m)^(\s*\{)\n\s*([^\[\]{}]*?)\n\s*(\})"):
+        text = re.sub(innermost, lambda found: found[1] + re.sub(r"\n\s*", " ", found[2]) + found[3], text)
+    return text

@@ -8,7 +8,10 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import nibabel
+import numpy as np
 import pytest
+from quick_compiling import quick_flags
 
 from lsmfm_jax.bench import BENCHMARKS, BenchmarksMissing, run_benchmark
 from lsmfm_jax.cli import main
@@ -17,6 +20,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks"
 FACTS = {"benchmark", "command", "device", "versions", "commit", "time"}
 SPREAD = {"median", "min", "max", "count"}
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,7 +35,7 @@ def _bench(name, out, *arguments):
     """Runs a benchmark through the command line, in a process of its own, on one device."""
     # The same step again is not compiled again.
     cache = {"JAX_COMPILATION_CACHE_DIR": str(out.parent.parent / "compiled")}
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", **cache}
+    environment = {**os.environ, "XLA_FLAGS": quick_flags(), "JAX_PLATFORMS": "cpu", **cache}
     command = [sys.executable, "-m", "lsmfm_jax.cli", "bench", name, *map(str, arguments), "--json", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -41,6 +46,25 @@ def test_every_benchmark_is_there_and_explains_itself():
     for name in BENCHMARKS:
         text = (FOLDER / f"{name}.py").read_text()
         assert text.startswith('"""') and "outcome.parser(__doc__)" in text, name
+
+
+def test_patches_are_put_back_where_their_names_say(tmp_path):
+    import real_planes
+
+    rng = np.random.default_rng(0)
+    volume = rng.integers(1, 2**16, (20, 30, 40), np.uint16)
+    for z, y, x in ((0, 0, 0), (10, 15, 20), (10, 8, 20)):
+        patch = volume[z : z + 10, y : y + 15, x : x + 20]
+        # The whole lay at (100, 0, 7) of something larger; NIfTI has X, Y, Z.
+        nibabel.save(
+            nibabel.Nifti1Image(patch.T, np.eye(4)), tmp_path / f"a_z{z + 100:04d}_y{y:04d}_x{x + 7:04d}.nii.gz"
+        )
+    expected = np.zeros_like(volume)
+    expected[:10, :15, :20] = volume[:10, :15, :20]
+    expected[10:, 8:, 20:] = volume[10:, 8:, 20:]
+    np.testing.assert_array_equal(real_planes.together(tmp_path), expected)
+    with pytest.raises(SystemExit, match="no patch there has its place in its name"):
+        real_planes.together(FOLDER)
 
 
 def test_without_the_checkout_the_command_says_what_to_do(tmp_path, capsys, monkeypatch):
@@ -262,6 +286,23 @@ def test_losses_of_both_sides_are_compared_figure_by_figure():
 
     ours, theirs = {"loss": 1.1, "grad_norm": 2.0}, {"loss": 1.0, "grad_norm": 2.0, "other": 3.0}
     assert vs_torch.relative_differences(ours, theirs) == pytest.approx({"loss": 0.1, "grad_norm": 0.0})
+
+
+def test_rows_of_a_result_stand_on_a_line_each_and_nothing_is_lost():
+    import outcome
+
+    result = {
+        "rows": [{"name": "a, b", "mean": 0.5, "against": None}, {"name": "{line\n  break] [", "of_seeds": [1, 2]}],
+        "one": {"mean": 1.0},
+        "list": ["x", 2],
+        "brackets": ["x ]y", [" } "]],
+        "more": [{"name": "x }y"}],
+        "nothing": [],
+    }
+    text = outcome.as_text(result)
+    assert json.loads(text) == result
+    assert '  {"name": "a, b", "mean": 0.5, "against": null},' in text.splitlines()
+    assert ' "list": ["x", 2],' in text.splitlines()
 
 
 def test_committed_results_name_their_machine():

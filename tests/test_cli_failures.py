@@ -233,6 +233,19 @@ def test_an_option_that_the_compiler_does_not_know_is_left_out(monkeypatch, capl
     np.testing.assert_array_equal(jax.jit(lambda x: x + 1, compiler_options=options)(np.ones(2)), 2)
 
 
+def test_what_is_compiled_quickly_draws_the_same_parameters_but_for_the_last_bits():
+    options = compilation.run_once_options("cpu")
+    assert compilation.run_once_options("gpu") is None
+    assert options["xla_backend_optimization_level"] == 0
+
+    def draw(key):
+        return jax.random.truncated_normal(key, -2.0, 2.0, (8, 16)) / 3 + jax.random.uniform(key, (8, 1))
+
+    quick, usual = (jax.jit(draw, compiler_options=one)(jax.random.key(3)) for one in (options, None))
+    np.testing.assert_allclose(quick, usual, rtol=1e-6, atol=1e-6)
+    assert quick.sharding == usual.sharding
+
+
 def test_every_library_that_is_imported_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = [*project["dependencies"], *(line for lines in project["optional-dependencies"].values() for line in lines)]

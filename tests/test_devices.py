@@ -25,8 +25,6 @@ from lsmfm_jax.train.sharding import batch_shardings, make_mesh, put_batch, stat
 from lsmfm_jax.train.state import create_state
 from lsmfm_jax.train.step import build_train_step
 
-# Compiling takes most of the time here; the program's structure and its numbers are the same.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 BERT = BertConfig(
     vocab_size=50,
     hidden_size=16,
@@ -80,7 +78,7 @@ def _batch():
 def _start(norm: str):
     """Task, optimiser and initial state; with plain descent at rate 1 the update is the gradient."""
     task, optimiser = pretraining_task(_config(norm), BERT, warmup_steps=0), optax.sgd(1.0)
-    init = jax.jit(lambda key: create_state(task, optimiser, key), compiler_options=QUICK)
+    init = jax.jit(lambda key: create_state(task, optimiser, key))
     return task, optimiser, jax.device_get(init(jax.random.key(1)))
 
 
@@ -97,7 +95,7 @@ def _step(norm: str, axes: tuple[tuple[str, int], ...], accumulate_steps: int):
     shardings = state_shardings(start, mesh)
     step = build_train_step(task, optimiser, seed=5, accumulate_steps=accumulate_steps, teacher_decay=0.9)
     arguments = jax.device_put(start, shardings), put_batch(_batch(), mesh)
-    compiled = compile_step(step, shardings, mesh).lower(*arguments).compile(compiler_options=QUICK)
+    compiled = compile_step(step, shardings, mesh).lower(*arguments).compile()
     state, metrics = compiled(*arguments)
     gradients = jax.tree.map(np.subtract, start.params, jax.device_get(state.params))
     return jax.device_get(metrics), gradients, compiled.as_text()
@@ -184,7 +182,7 @@ def test_validation_splits_z_as_well():
     def outputs(mesh):
         function = compile_on_validation(task.evaluate, task, mesh)
         arguments = start.params, start.batch_stats, start.teacher, put_batch(batch, mesh)
-        compiled = function.lower(*arguments).compile(compiler_options=QUICK)
+        compiled = function.lower(*arguments).compile()
         return jax.device_get(compiled(*arguments)), compiled.as_text()
 
     (whole, _), (split, text) = outputs(_mesh(())), outputs(mesh)
@@ -223,9 +221,7 @@ def test_bfloat16_stays_near_float32():
         task = pretraining_task(_config("batch", dtype), BERT, warmup_steps=0)
         if rows is None:
             rows = task.prepare(jax.tree.map(jnp.asarray, _batch()), jax.random.key(2), jnp.zeros((), jnp.int32))
-        local = jax.jit(task.local, compiler_options=QUICK)(
-            start.params, start.batch_stats, start.teacher, rows, jnp.zeros((), jnp.int32)
-        )
+        local = jax.jit(task.local)(start.params, start.batch_stats, start.teacher, rows, jnp.zeros((), jnp.int32))
         assert local.loss.dtype == jnp.float32
         losses[dtype] = float(local.sums["distill"]), float(local.sums["reconstruct"])
     np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.02)

@@ -8,11 +8,12 @@ import pytest
 from lsmfm_jax.cli import main
 from lsmfm_jax.config.declared import known
 from lsmfm_jax.config.recipes import recipes_folder
+from lsmfm_jax.config.workdir import first_difference
 from lsmfm_jax.experiment.declaration import BASELINES, Arm, DataType, Experiment, ExperimentError, Study, check
 from lsmfm_jax.experiment.grid import expand
 from lsmfm_jax.experiment.load import FOLDER, load_experiment
 from lsmfm_jax.experiment.paper import FEW, MANY, printed
-from lsmfm_jax.experiment.prepare import check_recipes, first_difference, prepare, with_inputs
+from lsmfm_jax.experiment.prepare import check_recipes, prepare, with_inputs
 
 ARMS = (
     Arm("scratch", "segment_unet:tiny"),

@@ -4,21 +4,33 @@ import csv
 import dataclasses
 import pathlib
 
+import matplotlib.image
 import numpy as np
 import pytest
+import scipy.ndimage
 from experiment_process import ARMS, METRICS, declared, score, stand_in
 from labelled_toy import write_patch
 from sklearn.metrics import f1_score
 
 from lsmfm_jax.experiment.command import run_experiment
 from lsmfm_jax.experiment.declaration import DataType
+from lsmfm_jax.experiment.figures import draw_figures
 from lsmfm_jax.experiment.grid import Cell, expand
 from lsmfm_jax.experiment.page import write_results
 from lsmfm_jax.experiment.prepare import prepare
 from lsmfm_jax.experiment.results import collect
 from lsmfm_jax.experiment.scores import FOUND_CLASS, TRUE_CLASS, predicted_classes, predicted_volumes
 from lsmfm_jax.experiment.splits import read_sides, split_path
-from lsmfm_jax.experiment.statistics import difference_of, holm, mean_of, metric_table, p_value_of, verdict
+from lsmfm_jax.experiment.statistics import (
+    difference_of,
+    gains,
+    holm,
+    mean_of,
+    metric_table,
+    p_value_of,
+    summary,
+    verdict,
+)
 from lsmfm_jax.experiment.tables import latex
 from lsmfm_jax.metrics.intervals import bootstrap_difference, difference_p_value
 
@@ -162,7 +174,7 @@ def test_the_table_has_what_numpy_finds(finished):
     assert all(0.01 < float(row["p"]) < 0.02 for row in claims)
 
 
-def test_markdown_latex_page_and_curves_tell_the_same(finished):
+def test_markdown_latex_page_and_figures_tell_the_same(finished):
     _, work, _ = finished
     lines = (work / "results.md").read_text().splitlines()
     head = next(line for line in lines if line.startswith("| type |"))
@@ -170,14 +182,30 @@ def test_markdown_latex_page_and_curves_tell_the_same(finished):
     row = next(line for line in lines if line.startswith("| dense | other | 3 |"))
     assert row.count("|") == head.count("|")
     page = (work / "experiment.html").read_text()
-    assert row.split(" | ")[3] in page and "60 of 60 cells done; ended" in page and "data:image/png;base64" in page
+    interval = row.split(" | ")[3]
+    assert (
+        interval.replace(", ", ",\u00a0") in page
+        and "60 of 60 cells done; ended" in page
+        and "data:image/png;base64" in page
+    )
     tex = (work / "results.tex").read_text()
     begun = tex.count("\\begin{tabular}")
     assert begun == tex.count("\\end{tabular}") == 2 and "network\\_" not in tex and "95 \\% intervals" in tex
     for line in tex.splitlines():
         if line.endswith("\\\\"):
             assert line.count("&") in (9, 8)
-    assert (work / "curves_segment.png").read_bytes()[:4] == b"\x89PNG"
+    assert (work / "figure_segment.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_one_size_has_a_figure_with_a_dot_for_each_method_and_type(finished, tmp_path):
+    experiment, work, cells = finished
+    results = collect(prepare(experiment, work), cells)
+    one = [row for row in results.rows if row.size == 3]
+    (path,) = draw_figures(dataclasses.replace(results, rows=one), tmp_path).values()
+    colour = np.array([0x1F, 0x77, 0xB4]) / 255  # of dots and bars
+    marked = np.abs(matplotlib.image.imread(path)[..., :3] - colour).max(-1) < 0.02
+    solid = scipy.ndimage.binary_opening(marked, np.ones((6, 6)))  # bars are thinner than a dot
+    assert scipy.ndimage.label(solid)[1] == len(one) == 9
 
 
 def test_latex_escapes_what_it_must(finished):
@@ -216,3 +244,16 @@ def test_the_paper_stands_beside_the_same_metric_alone(finished, tmp_path):
         ("dense", "scratch", 4): {"total_dice_paper": 0.80, "count_dice_paper": 0.88},
     }
     assert (tmp_path / "w" / "results.md").read_text().count("printed in the paper") == 2
+
+
+def test_of_one_volume_no_interval_over_volumes_is_named():
+    def runs(volumes):
+        return [
+            {f"patchvolume_{v}_{i}": {"dice": 0.1 * i + 0.01 * seed} for i, v in enumerate(volumes)} for seed in (1, 2)
+        ]
+
+    for volumes, named in (((7, 7, 7), False), ((7, 7, 8), True)):
+        found = summary(runs(volumes))["dice"], gains(runs(volumes), runs(volumes))["dice"]
+        for figures in found:
+            assert None not in figures["seeds_and_patches_95"]
+            assert ("seeds_and_volumes_95" in figures) == named

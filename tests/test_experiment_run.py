@@ -14,7 +14,7 @@ import time
 import pytest
 from experiment_process import declared, stand_in
 from labelled_toy import write_patch
-from tiny_runs import QUICK
+from quick_compiling import quick_flags
 
 from lsmfm_jax.cli import main
 from lsmfm_jax.experiment.command import describe, run_experiment
@@ -167,7 +167,7 @@ def test_real_cells_are_killed_in_the_middle_and_finetuned_once(patches, tmp_pat
     (tmp_path / "own.py").write_text(OWN)
     work = tmp_path / "w"
     arguments = ["experiment", str(tmp_path / "own.py"), "--workdir", str(work), "--data", str(patches), "--jobs", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick_flags()}
     command = [sys.executable, "-m", "lsmfm_jax.cli", *arguments]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     first = work / "cells" / "segment" / "dense" / "scratch" / "size3" / "fold1" / "seed1"

@@ -16,7 +16,7 @@ from lsmfm_jax.experiment.declaration import Arm, DataType, Experiment, Experime
 from lsmfm_jax.experiment.grid import DONE, expand
 from lsmfm_jax.experiment.prepare import with_inputs
 from lsmfm_jax.experiment.tool_files import as_masks, gather, hand_over
-from lsmfm_jax.experiment.tools import environment_of_tool, filled, read_tool, tools_folder
+from lsmfm_jax.experiment.tools import PLACES, environment_of_tool, filled, read_tool, tools_folder
 
 # A tool as others write them: it learns from images and labels in a folder, and finds no package of ours.
 SCRIPT = """
@@ -149,7 +149,7 @@ def test_files_of_the_package_are_right_and_say_where_a_tool_comes_from():
     for name in names:
         tool = read_tool(name)
         assert tool.home.startswith("https://") and tool.licence and tool.install
-        places = dict.fromkeys(("python", "train", "images", "out"), "/place")
+        places = dict.fromkeys(PLACES, "/place")
         assert not any("{" in word for word in filled((*tool.train, *tool.predict), {**tool.settings, **places}))
 
 
@@ -161,7 +161,7 @@ def test_files_of_the_package_are_right_and_say_where_a_tool_comes_from():
         ('title = "Median"', "title = 3", "title is 3; a text is needed"),
         ("[settings]", "[setting]", "setting is unknown; allowed: "),
         ('output = "{patch}_cp', 'output = "{name}_cp', "a file name with {patch} and nothing else"),
-        ('"{images}"', '"{image}"', "predict.command names {image}; there are images, model, out, python, train"),
+        ('"{images}"', '"{image}"', "predict.command names {image}; there are here, images, model, out, python, train"),
         ('"{images}"', '"{images"', "a brace that is meant as one is written twice"),
         ("gives = { model", "gives = { weights", "train.gives.weights is no setting; there are model"),
         ("[train]", "[train", "no TOML: "),

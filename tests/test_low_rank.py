@@ -35,8 +35,6 @@ MIXER = {"name": "mixer", "out_channels": 4, "width": 8}
 KERNELS = ("attention/qkv_kernel", "attention/out_kernel", "linear1/kernel", "linear2/kernel")
 ADAPTED = {f"transformer/stage_{stage}/block_0/{kernel}" for stage in range(4) for kernel in KERNELS}
 RANK, ALPHA = 4, 6.0
-# Compiling takes most of the time of so small a network.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class Mixer(nn.Module):
@@ -132,7 +130,7 @@ def classifying(patches, swin, tmp_path_factory):
     low_rank = LowRank(BACKBONES["swin_unetr"].low_rank, RANK, ALPHA)
     params = {**params, **given, "lora": init_factors(key, given["backbone"], low_rank)}
     optimiser = make_optimiser(shapes[0], setup.rules, optimiser_settings(config, setup.steps_per_epoch))
-    step = jax.jit(build_train_step(setup.task, optimiser, seed=0, rules=setup.rules), compiler_options=QUICK)
+    step = jax.jit(build_train_step(setup.task, optimiser, seed=0, rules=setup.rules))
     first = state_of(setup.task, optimiser, jax.tree.map(jnp.asarray, params), {"backbone": {}})
     stream, state = setup.batches(0), first
     for _ in range(3):
@@ -153,10 +151,8 @@ def test_the_start_is_the_pretrained_network_bit_for_bit(classifying, tmp_path):
     setup, config, _, first, last, _ = classifying
     plain = {name: part for name, part in first.params.items() if name != "lora"}
     batch = next(iter(setup.validation))
-    wanted = jax.jit(_plain(setup, config, tmp_path).evaluate, compiler_options=QUICK)(
-        plain, first.batch_stats, {}, batch
-    )
-    evaluate = jax.jit(setup.task.evaluate, compiler_options=QUICK)
+    wanted = jax.jit(_plain(setup, config, tmp_path).evaluate)(plain, first.batch_stats, {}, batch)
+    evaluate = jax.jit(setup.task.evaluate)
     found = evaluate(first.params, first.batch_stats, {}, batch)
     for name in ("probability", "loss"):
         np.testing.assert_array_equal(found[name], wanted[name])
@@ -199,7 +195,7 @@ def test_the_gradient_of_factors_follows_from_that_of_the_whole_kernel(mixer, pa
     def gradient(task, params):
         rows = task.prepare(batch, jax.random.key(0), jnp.int32(0))
         loss = lambda params: task.local(params, {"backbone": {}}, {}, rows, jnp.int32(0)).loss  # noqa: E731
-        return jax.device_get(jax.jit(jax.grad(loss), compiler_options=QUICK)(params))
+        return jax.device_get(jax.jit(jax.grad(loss))(params))
 
     found = gradient(setup.task, params)["lora"]["mix"]["kernel"]
     kernels = unflatten_dict({tuple(p.split("/")): jnp.asarray(k) for p, k in _by_hand(params, ALPHA / RANK).items()})

@@ -8,14 +8,17 @@ import sys
 
 import numpy as np
 import pytest
+from quick_compiling import quick_flags
 
 TINY = ("--config", "configs/pretrain_unet.py:tiny")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
+pytestmark = pytest.mark.slow
+
 
 def _lsmfm(*arguments: object, expect: int = 0) -> subprocess.CompletedProcess:
-    """Runs the command in a process of its own, on one device."""
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    """Runs the command in a process of its own, on one device, where compiling takes most of the time."""
+    environment = {**os.environ, "XLA_FLAGS": quick_flags(), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-m", "lsmfm_jax.cli", *map(str, arguments)],
         capture_output=True,
@@ -145,7 +148,9 @@ def test_image_only_builds_no_text_tower(store, tmp_path):
 
 
 def test_swin_unetr_pretrains_with_text(store, tmp_path):
-    _pretrain("swin_unetr.py:tiny", store, tmp_path / "run", "--config.train.epochs=3", "--config.warmup_epochs=0")
+    short = "--config.train.epochs=2", "--config.warmup_epochs=0", "--config.train.pictures_every_epochs=0"
+    # One block at each stage: a block takes seconds to compile, in each program that it is part of.
+    _pretrain("swin_unetr.py:tiny", store, tmp_path / "run", *short, "--config.model.swin_unetr.depths=(1,1,1,1)")
     validation = _metrics(tmp_path / "run", "validation")
     assert validation[-1]["loss"] < validation[0]["loss"]
 

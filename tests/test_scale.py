@@ -1,11 +1,23 @@
 """Intensity scales: what they mean, that a patch and the volume around it agree, and what they stand."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from lsmfm_jax.scale import OCTAVES, SCALES, Scale, ScaleError, Survey, levels_of, measure, scale_of, tissue_blocks
+from lsmfm_jax.scale import (
+    OCTAVES,
+    SCALES,
+    Scale,
+    ScaleError,
+    Survey,
+    levels_of,
+    measure,
+    scale_of,
+    survey_bytes,
+    tissue_blocks,
+)
 
 RATIO_OF_BACKGROUND = -OCTAVES[0] / (OCTAVES[1] - OCTAVES[0])
 
@@ -62,6 +74,53 @@ def test_what_is_outside_the_tissue_does_not_count(outside_frac, level):
         value = measure(border, Scale(name)).apply(border)[60:64, 76:80, 70:74]
         expected = measure(inside, Scale(name)).apply(inside)[60:64, 76:80, 70:74]
         np.testing.assert_allclose(value, expected, atol=0.04)
+
+
+@pytest.mark.parametrize("outside", [0, 1, 120])
+@pytest.mark.parametrize("name", ["log_ratio", "local"])
+def test_the_border_of_the_tissue_is_as_bright_as_its_middle(name, outside):
+    """Blocks that hold both tissue and outside once lowered the background there: the border was foreground."""
+    volume = tissue(11, (64, 64, 64), 600.0)
+    z, y, x = np.indices(volume.shape)
+    # A slanted border: it cuts blocks at all shares.
+    volume[z + 0.7 * y + 0.4 * x > 45] = outside
+    scaled = measure(volume, Scale(name)).apply(volume)
+    inside = z + 0.7 * y + 0.4 * x < 44
+    np.testing.assert_allclose(scaled[inside], RATIO_OF_BACKGROUND, atol=0.08)
+
+
+@pytest.mark.parametrize("name", ["log_ratio", "local"])
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_padding_with_zeros_makes_no_edge(name, dtype):
+    """Regressions of voxels and networks drew the outline of what is padded."""
+    volume = tissue(13, (48, 48, 48)).astype(dtype)
+    volume[20:] = 0
+    scaled = measure(volume, Scale(name)).apply(volume)
+    # Noise of 5 % is a third of an octave at its extremes.
+    np.testing.assert_allclose(scaled, RATIO_OF_BACKGROUND, atol=0.08)
+    # A tile of it that begins elsewhere gets the same.
+    np.testing.assert_array_equal(measure(volume, Scale(name)).apply(volume[10:30], (10, 0, 0)), scaled[10:30])
+
+
+def test_tissue_of_a_single_block_has_a_level():
+    volume = np.zeros((60, 60, 60), np.uint16)
+    volume[24:30, 24:30, 24:30] = tissue(12, (6, 6, 6), 700.0)
+    levels = measure(volume, Scale("local"))
+    assert levels.level == pytest.approx(np.log2(700), abs=0.02)
+    assert levels.background[4, 4, 4] == pytest.approx(np.log2(700), abs=0.02)
+
+
+def test_measuring_stays_below_the_memory_that_is_promised():
+    """The maps of a volume of 8 million blocks, which `lsmfm predict --max-ram` counts on."""
+    shape = (1200, 1200, 1200)
+    survey = Survey(Scale("local"), shape)
+    tracemalloc.start()
+    survey.add(np.broadcast_to(np.uint16(300), (6, *shape[1:])))
+    survey.levels()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    held = sum(values.nbytes for values in (survey._sums, survey._counts, survey._squares))
+    assert held + peak < survey_bytes(survey.scale, shape)[0]
 
 
 def test_tissue_with_bright_objects_is_all_tissue():

@@ -10,7 +10,7 @@ import time
 import pytest
 from tiny_runs import ROOT, lsmfm, make_store, pretraining
 
-pytestmark = pytest.mark.kill
+pytestmark = [pytest.mark.slow, pytest.mark.kill]
 DONE = ("saving", "the same command continues this run; exit code 75")
 
 

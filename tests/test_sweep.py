@@ -70,7 +70,7 @@ def test_a_sweep_finds_what_is_good_and_goes_on_with_more_runs(tmp_path, capsys)
     assert run_sweep(_sweep(trials=14), tmp_path, command=_stand_in, print_line=lines.append) == 0
     finished = [trial for trial in _study(tmp_path).trials if trial.state.name in ("COMPLETE", "PRUNED")]
     assert len(finished) == 14
-    with pytest.raises(SweepError, match=r"another sweep was begun there: metric: loss -> align"):
+    with pytest.raises(SweepError, match=r"another sweep was begun there: metric: 'loss' -> 'align'"):
         run_sweep(_sweep(metric="align"), tmp_path, command=_stand_in)
 
 

@@ -8,9 +8,9 @@ import socket
 import subprocess
 import sys
 
+from quick_compiling import quick_flags
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# Compiling takes most of the time of so small a run.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 SETTINGS = {
     "model.out_channels": 8,
     "model.unet.channels": (4, 8),
@@ -37,7 +37,8 @@ SETTINGS = {
 def lsmfm(*arguments: object, devices: int = 1, **variables: object) -> list[str] | dict[str, str]:
     """Command line and environment of one process."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LSMFM_")}
-    environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}"}
+    flags = f"--xla_force_host_platform_device_count={devices} {quick_flags()}"
+    environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     # The second run of a program reads it from the cache, however small it is.
     environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environment |= {name: str(value) for name, value in variables.items()}

@@ -9,7 +9,8 @@ the network without the regression. Thresholds and the regression alone stand be
 Variants:
     (none)  `segment_unet:cpu`, 3 seeds, 63 cells of minutes each on a CPU (not timed as a whole)
     reduced `segment_unet:cpu`, one seed, 50 steps for 2 patches and 200 for 5, and a network that starts from a run of
-            finetuning on other structures: `--pretrained structures=RUN`
+            finetuning on other structures: `--pretrained structures=RUN`; 30 cells, 55 minutes with --jobs 2 on two
+            cores that had other work
     tiny    nuclei that are generated, 2 sizes, a network that learns little
 
 Hardware: none but a CPU.

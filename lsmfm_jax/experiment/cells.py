@@ -153,6 +153,7 @@ class _Work:
             **tool.settings,
             **{name: str(path) for name, path in places.items()},
             "python": self.place.experiment.interpreters[arm.tool],
+            "here": tool.here,
         }
         known = {file.name: file for file in find_labelled(self.place.folder)}
         environment = environment_of_tool(os.environ)

@@ -2,17 +2,18 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lsmfm_jax.config import load_config
+from lsmfm_jax.config.workdir import check_workdir
 from lsmfm_jax.errors import MissingInput
 from lsmfm_jax.experiment.cells import Place
 from lsmfm_jax.experiment.commands import overriding
 from lsmfm_jax.experiment.declaration import BASELINES, Experiment, ExperimentError, Phantoms, as_record
 from lsmfm_jax.experiment.splits import draw_splits, write_splits
 from lsmfm_jax.experiment.tools import read_tool
-from lsmfm_jax.files import read_sealed, replace_file, replace_json, replacing_folder, seal
+from lsmfm_jax.files import replace_file, replace_json, replacing_folder, seal
 from lsmfm_jax.phantom import write_phantoms
 from lsmfm_jax.store.ingest import ingest
 
@@ -120,19 +121,12 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, *, print_line: Callab
     workdir = workdir.resolve()
     record = as_record(experiment)
     path = workdir / RECORD
-    if path.exists():
-        change = first_difference(read_sealed(path)["experiment"], record)
-        if change:
-            raise ExperimentError(
-                f"{path}: another experiment was begun there: {change}; name another --workdir, or declare it as it was"
-            )
-    elif workdir.is_dir() and any(one.name != ".lock" for one in workdir.iterdir()):
-        raise ExperimentError(f"{workdir}: a folder with other files in it; name an empty --workdir")
+    begun = check_workdir(path, "experiment", record, ExperimentError)
     folder = pathlib.Path(experiment.folder) if experiment.folder else workdir / "phantoms" / "labelled"
     if experiment.folder:
         # Before anything is written: too few patches are the commonest mistake.
         drawn = draw_splits(experiment, folder)
-    if not path.exists():
+    if not begun:
         replace_file(path, seal({"experiment": record}))
     if not experiment.folder or any(not one.path for one in experiment.pretrained):
         _make_phantoms(experiment, experiment.phantoms, workdir / "phantoms", print_line)
@@ -160,24 +154,3 @@ def _make_phantoms(
                 write_phantoms(made, count=count, seed=seed, size=phantoms.size, layout="selma")
         summary = ingest(layout="selma", root=source, out=folder / "store", captions=[source / "captions.json"])
         replace_json(mark, {"store": summary.text()})
-
-
-def first_difference(before: Any, after: Any, where: str = "") -> str:
-    """The first entry in which two declarations differ, as `studies.0.sizes: [5] -> [5, 15]`; empty where none."""
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        keys = sorted(before.keys() | after.keys())
-    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
-        keys = range(len(before))
-    else:
-        return "" if before == after else f"{where}: {_short(before)} -> {_short(after)}"
-    for key in keys:
-        pair = [one.get(key) if isinstance(one, Mapping) else one[key] for one in (before, after)]
-        found = first_difference(*pair, f"{where}.{key}" if where else str(key))
-        if found:
-            return found
-    return ""
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -31,7 +31,8 @@ P_RESAMPLES = 20_000
 def summary(runs: Sequence[Scores]) -> dict[str, Any]:
     """Means over seeds and patches, with intervals that resample seeds, and patches or whole volumes.
 
-    A distance to an empty mask is infinite, and so is its mean: null here.
+    A distance to an empty mask is infinite, and so is its mean: null here. Of one volume there is no interval over
+    volumes, and none is named.
     """
     patches = list(runs[0])
     volumes = [volume_of(patch) for patch in patches]
@@ -40,8 +41,7 @@ def summary(runs: Sequence[Scores]) -> dict[str, Any]:
         table = table_of(runs, patches, metric)
         found[metric] = {
             "mean": _finite(table.mean()),
-            "seeds_and_patches_95": _limits(bootstrap_seeds(table)),
-            "seeds_and_volumes_95": _limits(bootstrap_seeds(table, volumes=volumes)),
+            **_intervals(bootstrap_seeds(table), bootstrap_seeds(table, volumes=volumes), volumes),
             "of_seeds": [_finite(value) for value in table.mean(axis=1)],
         }
     return found
@@ -52,7 +52,7 @@ def gains(
 ) -> dict[str, Any]:
     """What a start gains over another on the same patches: means, and intervals of the paired differences.
 
-    The intervals resample seeds, and patches or whole volumes; those over volumes are null where there is but one.
+    The intervals resample seeds, and patches or whole volumes; of one volume there is none over volumes.
     """
     patches = list(runs[0])
     volumes = [volume_of(patch) for patch in patches]
@@ -62,8 +62,7 @@ def gains(
         interval = bootstrap_difference(*tables, volumes=volumes)
         found[metric] = {
             "mean": _finite(interval.value),
-            "seeds_and_patches_95": _limits(bootstrap_difference(*tables)),
-            "seeds_and_volumes_95": _limits(interval),
+            **_intervals(bootstrap_difference(*tables), interval, volumes),
         }
     return found
 
@@ -145,6 +144,13 @@ def verdict(difference: float, adjusted: float) -> str:
     if adjusted >= LEVEL:
         return "not shown"
     return "better" if difference > 0 else "worse"
+
+
+def _intervals(over_patches: Interval, over_volumes: Interval, volumes: Sequence[str]) -> dict[str, list[float | None]]:
+    found = {"seeds_and_patches_95": _limits(over_patches)}
+    if len(set(volumes)) > 1:  # one volume says nothing about others
+        found["seeds_and_volumes_95"] = _limits(over_volumes)
+    return found
 
 
 def _limits(interval: Interval) -> list[float | None]:

@@ -22,6 +22,8 @@ file says how it is installed and called, in which format it takes images, and w
 
     [predict]
     command = ["{python}", "-m", "cellpose", "--dir", "{images}", "--savedir", "{out}", "--pretrained_model", "{model}"]
+
+A tool without a command line for it is called by a script beside the file: `{here}/script.py`.
 """
 
 import dataclasses
@@ -36,8 +38,8 @@ from lsmfm_jax.experiment.declaration import ExperimentError
 
 FORMATS = ("tif", "nii.gz")
 MASKS = ("labels", "mask")
-# Folders and the interpreter, which every command may name.
-PLACES = ("python", "train", "images", "out")
+# Folders (here: that of the file) and the interpreter, which every command may name.
+PLACES = ("python", "here", "train", "images", "out")
 _TEXTS = ("title", "licence", "home", "images", "masks", "output")
 
 
@@ -59,6 +61,7 @@ class ToolFile:
         planes: it is trained on those planes of Z that hold labels.
         gives: settings that training replaces, each by the one file below `{train}` that its pattern finds.
         settings: values that commands name in braces.
+        here: folder of the file, where scripts for the tool may lie beside it.
     """
 
     title: str
@@ -74,6 +77,7 @@ class ToolFile:
     planes: bool
     gives: Mapping[str, str]
     settings: Mapping[str, str]
+    here: str
 
 
 def tools_folder() -> pathlib.Path:
@@ -110,6 +114,7 @@ def read_tool(name: str) -> ToolFile:
         planes=train.flag("planes"),
         gives=train.texts("gives"),
         settings=entries.texts("settings"),
+        here=str(path.absolute().parent),
     )
     _check(path, tool)
     return tool

@@ -10,7 +10,9 @@ Brains differ in gain, background and staining, so raw counts mean something els
 The last three look at the tissue alone. A patch can lie mostly outside of it, where a camera records a few hundred
 counts: a median over all voxels would then be that of nothing. Tissue is told from the outside by Otsu's threshold on
 the logarithm of a coarse map, if the two sides differ at least twofold; else all is tissue. No number in this rule
-belongs to a microscope. Tissue thinner than a block of the map (half a sigma) is not seen.
+belongs to a microscope. Tissue thinner than a block of the map (half a sigma) is not seen, and blocks beside the
+outside, which may hold a part of it, count only where they are as bright as the tissue around them. Voxels of exactly
+0 hold nothing that was recorded (a padded or masked volume): `log_ratio` and `local` show them as background.
 
 What these need of a volume comes from one pass over it, in `Survey`, of which a map of block means is kept. So a whole
 brain is measured once, in memory that is a small part of it, and each tile gets the values that its voxels have in

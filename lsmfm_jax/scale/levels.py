@@ -15,6 +15,8 @@ SCALES = ("percentile", "log_ratio", "local", "z_score")
 # What becomes 0 and 1: octaves above the background, and standard deviations.
 OCTAVES = (-1.0, 4.0)
 DEVIATIONS = (-3.0, 12.0)
+# What the background becomes.
+BACKGROUND = -OCTAVES[0] / (OCTAVES[1] - OCTAVES[0])
 # Tiles are scaled so many voxels at a time, which stay in the processor's cache from one operation to the next.
 _VOXELS_AT_A_TIME = 2**17
 
@@ -132,6 +134,9 @@ class Levels:
             low, span = OCTAVES[0], OCTAVES[1] - OCTAVES[0]
         scaled -= np.float32(low)
         scaled /= np.float32(span)
+        if self.scale.name in ("local", "log_ratio"):
+            # Where nothing was recorded (a volume padded with zeros) there is no edge to be seen: it is background.
+            np.putmask(scaled, tile == 0, np.float32(BACKGROUND))
 
     def facts(self) -> dict[str, Any]:
         """All but the background, in plain numbers; `levels_of` puts both together again."""

@@ -14,6 +14,11 @@ from lsmfm_jax.scale.levels import DEVIATIONS, OCTAVES, Levels, Map, Scale, Scal
 TISSUE_OCTAVES = 1.0
 # Below this share of tissue around a voxel the level of the whole volume stands in for the local one.
 LEAST_SHARE = 0.05
+# What a block of tissue beside the outside counts for: it may hold a part of it, and one of zeros halves its logarithm.
+# Not 0, so that tissue of a single block has a level.
+BORDER_WEIGHT = 1e-3
+# A border block that is darker than the tissue around it by more than this holds a part of the outside.
+MIXED_OCTAVES = 0.25
 # Sums and counts of each block while a volume is read, then maps of means, tissue and background made of them.
 _SURVEY_BYTES_A_BLOCK = 64
 
@@ -62,30 +67,42 @@ class Survey:
         logs = np.log2(np.maximum(means, 1.0)) if self.scale.name == "z_score" else means
         # A quarter of the background's sigma: half a block, where blocks are not of one voxel.
         spread = [sigma / 4 / block for sigma, block in zip(self.sigmas, self.block, strict=True)]
-        tissue = tissue_blocks(logs, known=self._counts > 0, spread=spread)
-        weights = self._counts * tissue
-        share = float(weights.sum() / self._counts.sum())
+        known = self._counts > 0
+        tissue = tissue_blocks(logs, known=known, spread=spread)
+        share = float((self._counts * tissue).sum() / self._counts.sum())
+        inner = _inner(tissue, known=known)
+        weight = np.where(inner, np.float32(1.0), np.float32(BORDER_WEIGHT)) * tissue
         if self.scale.name == "z_score":
-            total = weights.sum()
-            mean = float((self._sums * tissue).sum() / total)
-            deviation = math.sqrt(max(float((self._squares * tissue).sum() / total) - mean**2, 0.0)) or 1.0
+            total = (self._counts * weight).sum()
+            mean = float((self._sums * weight).sum() / total)
+            deviation = math.sqrt(max(float((self._squares * weight).sum() / total) - mean**2, 0.0)) or 1.0
             low, high = (mean + number * deviation for number in DEVIATIONS)
             return Levels(self.scale, low, high, block=self.block, tissue_frac=share)
         fixed = self.scale.fixed_level
-        level = float(np.median(means[tissue])) if fixed is None else fixed
+        level = float(np.median(means[inner if inner.any() else tissue])) if fixed is None else fixed
         background = None
         if self.scale.name == "local" and fixed is None:
-            background = self._background(means, weights, level)
+            background = self._background(means, self._counts * tissue, weight, level)
         low, high = (self.scale.offset_counts + 2.0 ** (level + octave) for octave in OCTAVES)
         return Levels(self.scale, low, high, level, background, self.block, share)
 
-    def _background(self, means: Map, weights: Map, level: float) -> Map:
+    def _background(self, means: Map, counts: Map, weight: Map, level: float) -> Map:
         sigmas = [sigma / block for sigma, block in zip(self.sigmas, self.block, strict=True)]
         # Full blocks weigh one; the mean is over tissue alone, so that the outside does not darken its border.
-        weights = (weights / math.prod(self.block)).astype(np.float32)
-        share = ndimage.gaussian_filter(weights, sigmas, truncate=2.5)
-        total = ndimage.gaussian_filter(means * weights, sigmas, truncate=2.5)
-        return np.where(share > LEAST_SHARE, total / np.maximum(share, LEAST_SHARE), np.float32(level))
+        full = (counts / math.prod(self.block)).astype(np.float32)
+        near = _weighted_mean(means, full * weight, sigmas, level)
+        # A border block as bright as what is around it holds nothing of the outside, and counts after all.
+        near = _weighted_mean(means, np.where(means > near - MIXED_OCTAVES, full, full * weight), sigmas, level)
+        share = ndimage.gaussian_filter(full, sigmas, truncate=2.5)
+        return np.where(share > LEAST_SHARE, near, np.float32(level))
+
+
+def _weighted_mean(values: Map, weights: Map, sigmas: Sequence[float], otherwise: float) -> Map:
+    """Gaussian mean of the blocks with weights; another number where there is none."""
+    total = ndimage.gaussian_filter(weights, sigmas, truncate=2.5)
+    mean = ndimage.gaussian_filter(values * weights, sigmas, truncate=2.5)
+    mean /= np.maximum(total, np.finfo(np.float32).tiny)
+    return np.where(total > 0, mean, np.float32(otherwise))
 
 
 def survey_bytes(scale: Scale, shape: Sequence[int], voxel_size_um: Sequence[float] | None = None) -> tuple[int, int]:
@@ -131,6 +148,11 @@ def tissue_blocks(
     if not above.any() or np.median(logs[above]) - np.median(logs[below]) < TISSUE_OCTAVES:
         return known
     return above
+
+
+def _inner(tissue: Shaped[np.ndarray, "a b c"], *, known: Shaped[np.ndarray, "a b c"]) -> Shaped[np.ndarray, "a b c"]:
+    """Blocks of tissue that no block outside of it touches; the volume's own faces are no border."""
+    return tissue & ndimage.binary_erosion(tissue | ~known, np.ones((3, 3, 3), bool), border_value=1)
 
 
 def _sigmas(scale: Scale, voxel_size_um: Sequence[float] | None) -> tuple[float, float, float]:

@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lsmfm_jax.config import load_config
+from lsmfm_jax.config.workdir import check_workdir
 from lsmfm_jax.experiment.commands import lsmfm, overriding
-from lsmfm_jax.files import read_sealed, replace_file, seal
+from lsmfm_jax.files import replace_file, seal
 from lsmfm_jax.locks import locked
 from lsmfm_jax.sweep.declaration import Choice, Sweep, SweepError, as_record
 from lsmfm_jax.sweep.page import folder_of, write_page
@@ -167,17 +168,7 @@ def _check_keys(sweep: Sweep) -> None:
 
 def _check_folder(sweep: Sweep, workdir: pathlib.Path) -> None:
     path, record = workdir / RECORD, as_record(sweep)
-    if path.exists():
-        before = read_sealed(path)["sweep"]
-        for key in record:
-            if before.get(key) != record[key]:
-                raise SweepError(
-                    f"{path}: another sweep was begun there: {key}: {before.get(key)} -> {record[key]}; name another "
-                    "--workdir, or declare it as it was"
-                )
-    elif any(one.name != ".lock" for one in workdir.iterdir()):
-        raise SweepError(f"{workdir}: a folder with other files in it; name an empty --workdir")
-    else:
+    if not check_workdir(path, "sweep", record, SweepError):
         replace_file(path, seal({"sweep": record}))
 
 

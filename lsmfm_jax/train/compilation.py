@@ -5,7 +5,7 @@ import functools
 import logging
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 
@@ -59,17 +59,39 @@ _WITHOUT_YNNPACK = {"xla_cpu_experimental_ynn_fusion_type": ""}
 _MEMORY_BEFORE_CONCURRENCY = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 
 
-def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, bool | str] | None:
+def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, bool | str | int] | None:
     """Options for `jax.jit` of what runs on the mesh: those measured to help on a CPU, none elsewhere."""
     if mesh.devices.flat[0].platform != "cpu":
         return None
     # One device alone, where it was measured: with more, the default order of the collectives stays.
     wanted = _WITHOUT_YNNPACK | (_MEMORY_BEFORE_CONCURRENCY if mesh.size == 1 else {})
+    return _known(wanted)
+
+
+# Drawing parameters runs once, and its program is long: the rounds of the random numbers, written out for each tensor.
+# Optimised, the SwinUNETR's takes minutes to compile on a CPU; so it takes a fifth, and the last bit of some values
+# is another.
+_COMPILE_QUICKLY = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
+
+
+def run_once_options(platform: str) -> dict[str, bool | str | int] | None:
+    """Options for `jax.jit` of what runs a single time on `platform`: on a CPU compiled quickly, not to run quickly."""
+    if platform != "cpu":
+        return None
+    return _known(_COMPILE_QUICKLY)
+
+
+def _known(wanted: Mapping[str, bool | str | int]) -> dict[str, bool | str | int] | None:
+    """Those options that the installed compiler takes; None where it takes none."""
     return {name: value for name, value in wanted.items() if _is_known(name, value)} or None
 
 
 @functools.cache
-def _is_known(option: str, value: bool | str) -> bool:
+def _is_known(option: str, value: bool | str | int) -> bool:
     """Whether the installed compiler takes an option: its names change between releases, and an unknown one raises."""
     try:
         jax.jit(lambda x: x, compiler_options={option: value}).lower(0.0).compile()

@@ -13,7 +13,7 @@ from lsmfm_jax.config import check_step_count
 from lsmfm_jax.config.load import as_json
 from lsmfm_jax.files import replace_json, replace_text
 from lsmfm_jax.train.checkpoint import Checkpoints, Restored
-from lsmfm_jax.train.compilation import compiler_options
+from lsmfm_jax.train.compilation import compiler_options, run_once_options
 from lsmfm_jax.train.fingerprints import combined_fingerprint
 from lsmfm_jax.train.initialise import load_matching
 from lsmfm_jax.train.loop import Ending, Loop, LoopSettings, Run
@@ -227,8 +227,12 @@ def first_state(
     Raises:
         CoverageError: leaves that do not fit and are not listed in `init_allow`.
     """
-    key = jax.random.key(config.seed)
-    params, batch_stats = jax.jit(setup.task.init, out_shardings=(shardings.params, shardings.batch_stats))(key)
+    draw = jax.jit(
+        setup.task.init,
+        out_shardings=(shardings.params, shardings.batch_stats),
+        compiler_options=run_once_options(shardings.step.mesh.devices.flat[0].platform),
+    )
+    params, batch_stats = draw(jax.random.key(config.seed))
     if not (setup.initial or setup.start):
         print_line("from scratch")
     for origin, given_params, given_stats in setup.initial:
