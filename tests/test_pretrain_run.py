@@ -148,9 +148,16 @@ def test_image_only_builds_no_text_tower(store, tmp_path):
 
 
 def test_swin_unetr_pretrains_with_text(store, tmp_path):
-    short = "--config.train.epochs=2", "--config.warmup_epochs=0", "--config.train.pictures_every_epochs=0"
+    short = "--config.train.epochs=2", "--config.train.validate_every_epochs=1", "--config.warmup_epochs=0"
     # One block at each stage: a block takes seconds to compile, in each program that it is part of.
-    _pretrain("swin_unetr.py:tiny", store, tmp_path / "run", *short, "--config.model.swin_unetr.depths=(1,1,1,1)")
+    _pretrain(
+        "swin_unetr.py:tiny",
+        store,
+        tmp_path / "run",
+        *short,
+        "--config.train.pictures_every_epochs=0",
+        "--config.model.swin_unetr.depths=(1,1,1,1)",
+    )
     validation = _metrics(tmp_path / "run", "validation")
     assert validation[-1]["loss"] < validation[0]["loss"]
 
