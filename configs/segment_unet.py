@@ -87,7 +87,7 @@ def _cpu(config: ConfigDict) -> None:
 def _tiny(config: ConfigDict) -> None:
     """Small enough for two CPU cores."""
     config.model.dtype = "float32"
-    config.model.out_channels = 24
+    config.model.out_channels = 8
     config.model.unet.channels = (8, 16, 24)
     config.model.unet.strides = (2, 2)
     config.data.patch_size = (32, 32, 32)
