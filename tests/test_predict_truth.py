@@ -64,6 +64,18 @@ def test_a_truth_is_read_as_the_run_read_its_labels(network, tmp_path):
     assert row["dice"] < 0.2
 
 
+def test_a_label_without_foreground_is_named_where_it_makes_the_dice_zero(network, tmp_path):
+    image = volume()
+    save(tmp_path / "a.nii.gz", image)
+    save(tmp_path / "a_label.nii.gz", np.where(image > 500, 255, 0).astype(np.uint8))
+    lines: list[str] = []
+    for value in (255, 3):
+        network["labels"] = {"foreground": [value], "background": [], "ignore": []}
+        predict(tmp_path, [tmp_path], tmp_path / f"o{value}", print_line=lines.append)
+    told = [line for line in lines if "a_label.nii.gz has no voxel that counts as foreground" in line]
+    assert len(told) == 1 and lines.index(told[0]) > len(lines) // 2
+
+
 def test_a_mirrored_truth_is_turned_and_a_shifted_one_refused(network, tmp_path):
     image = volume()
     mirrored = AFFINE.copy()

@@ -165,6 +165,8 @@ def _segment(predictor: Predictor | Ensemble, case: Case, out: pathlib.Path, set
         row["mean_uncertainty"] = float(found.uncertainty.mean(dtype=np.float64))
     if truth is None:
         return row
+    # Left of "truth", behind which the scores stand: where it is 0, so is the Dice of whatever is marked.
+    row["label_foreground_frac"] = float((truth == 1).mean())
     scores = segmentation_scores(mask, truth == 1, annotated=truth != IGNORED)
     return {**row, "truth": str(case.truth), **scores}
 
@@ -260,4 +262,8 @@ def _summary(case: Case, row: Row) -> str:
         for name in ("foreground_frac", "class", "truth", "dice", "psnr", "psnr_blurred", "l1", "l1_smooth", "ssim")
         if name in row and not (name == "truth" and "class" not in row)
     ]
+    if row.get("label_foreground_frac") == 0.0 and row["dice"] == 0.0:
+        told.append(
+            f"{case.truth} has no voxel that counts as foreground in this run: the Dice is 0 whatever is marked"
+        )
     return f"{case.path.name}: {', '.join(told)}"
