@@ -172,7 +172,7 @@ def test_swin_unetr_pretrains_with_text(store, tmp_path):
             "nosuch is not a patch store",
         ),
         ((*TINY, "--config.train.epoch=1"), "did you mean train.epochs"),
-        ((*TINY, "--config.train.batch_size=3000"), "train.batch_size: 3000 patches of 32 x 32 x 32 voxels"),
+        ((*TINY, "--config.train.batch_size=90000"), "train.batch_size: 90000 patches of 32 x 32 x 32 voxels"),
     ],
 )
 def test_mistakes_get_one_line_that_says_what_to_do(arguments, message, tmp_path):

@@ -18,6 +18,7 @@ from lsmfm_jax.scale import (
     survey_bytes,
     tissue_blocks,
 )
+from lsmfm_jax.scale.survey import MOST_BLOCKS, block_sides
 
 RATIO_OF_BACKGROUND = -OCTAVES[0] / (OCTAVES[1] - OCTAVES[0])
 
@@ -110,17 +111,46 @@ def test_tissue_of_a_single_block_has_a_level():
     assert levels.background[4, 4, 4] == pytest.approx(np.log2(700), abs=0.02)
 
 
-def test_measuring_stays_below_the_memory_that_is_promised():
-    """The maps of a volume of 8 million blocks, which `lsmfm predict --max-ram` counts on."""
+@pytest.mark.parametrize("name", ["local", "log_ratio", "z_score"])
+def test_measuring_stays_below_the_memory_that_is_promised(name):
+    """The maps of a volume of 8 million blocks, half of it outside: `lsmfm predict --max-ram` relies on it."""
     shape = (1200, 1200, 1200)
-    survey = Survey(Scale("local"), shape)
+    survey = Survey(Scale(name), shape)
     tracemalloc.start()
-    survey.add(np.broadcast_to(np.uint16(300), (6, *shape[1:])))
-    survey.levels()
+    slab = np.broadcast_to(np.where(np.arange(1200) < 600, np.uint16(300), np.uint16(20)), (6, *shape[1:]))
+    for first in (0, 6, 600):
+        survey.add(slab, (first, 0, 0))
+    levels = survey.levels()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
+    assert levels.tissue_frac == 0.5
     held = sum(values.nbytes for values in (survey._sums, survey._counts, survey._squares))
     assert held + peak < survey_bytes(survey.scale, shape)[0]
+
+
+def test_a_volume_of_any_size_has_a_bounded_number_of_blocks():
+    """Measuring grew with the volume: 3 GB for 10^10 voxels, 100 GB for a brain of 4 * 10^11."""
+    most = survey_bytes(Scale("local"), (1200, 1200, 1200))[0] / 200**3 * MOST_BLOCKS
+    for shape in ((4000, 4000, 4000), (6000, 8000, 8000), (200, 100_000, 100_000)):
+        sigmas = 30.0, 12.0, 12.0
+        survey, _ = survey_bytes(Scale("local", sigma_um=12.0), shape, (0.4, 1.0, 1.0))
+        assert 0.7 * most < survey <= most
+        sides = block_sides(sigmas, shape)
+        # As many sigmas along each axis as one voxel allows.
+        longest = [side / sigma for side, sigma in zip(sides, sigmas, strict=True)]
+        assert max(longest) - min(longest) < 1.001 / min(sigmas)
+    assert block_sides((12.0, 12.0, 12.0), (1200, 1200, 1200)) == (6, 6, 6)
+
+
+@pytest.mark.parametrize("sides", [(6, 6, 6), (9, 9, 9), (12, 12, 12)])
+def test_coarser_blocks_give_nearly_the_same_background(sides, monkeypatch):
+    volume = tissue(3, (96, 96, 96), 400.0) * np.linspace(0.7, 1.5, 96)
+    fine = measure(volume, Scale("local"))
+    monkeypatch.setattr("lsmfm_jax.scale.survey.block_sides", lambda *_: sides)
+    coarse = measure(volume, Scale("local"))
+    assert coarse.block == sides
+    # The scale has six octaves in all.
+    np.testing.assert_allclose(coarse.apply(volume), fine.apply(volume), atol=0.02 if sides != fine.block else 0)
 
 
 def test_tissue_with_bright_objects_is_all_tissue():

@@ -153,14 +153,17 @@ class Levels:
         """The background of each voxel of a tile: linear between the middles of blocks."""
         field = self.background
         assert field is not None
-        for axis, (size, start, block) in enumerate(zip(shape, origin, self.block, strict=True)):
-            place = (np.arange(start, start + size) + 0.5) / block - 0.5
-            place = np.clip(place, 0.0, field.shape[axis] - 1.0)
-            before = np.minimum(place.astype(np.int64), max(field.shape[axis] - 2, 0))
-            after = np.minimum(before + 1, field.shape[axis] - 1)
-            share = (place - before).astype(np.float32)
+        places = []
+        for size, start, block, blocks in zip(shape, origin, self.block, field.shape, strict=True):
+            place = np.clip((np.arange(start, start + size) + 0.5) / block - 0.5, 0.0, blocks - 1.0)
+            before = np.minimum(place.astype(np.int64), max(blocks - 2, 0))
+            places.append((before, np.minimum(before + 1, blocks - 1), (place - before).astype(np.float32)))
+        # The blocks near the tile alone: a brain has millions.
+        field = field[tuple(slice(before[0], after[-1] + 1) for before, after, _ in places)]
+        for axis, (before, after, share) in enumerate(places):
             share = share.reshape([-1 if other == axis else 1 for other in range(3)])
-            field = np.take(field, before, axis) * (1 - share) + np.take(field, after, axis) * share
+            first = before[0]
+            field = np.take(field, before - first, axis) * (1 - share) + np.take(field, after - first, axis) * share
         return field
 
 
