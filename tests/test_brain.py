@@ -237,18 +237,19 @@ def test_too_little_memory_is_refused_with_what_is_needed():
 
 
 def test_too_little_memory_to_measure_the_background_is_refused_with_what_is_needed():
-    """Its map grows with the volume: that of 7e10 voxels is beyond 4 GiB, that of a coarser level is not."""
-    settings = BrainSettings(max_ram_bytes=4 * GIB)
+    """Its map grows with the volume up to 2^25 blocks: a brain of any size is measured in what its prediction takes."""
+    settings = BrainSettings(max_ram_bytes=GIB)
     predictor = dataclasses.replace(copying(), scale=Scale("local"))
     small = in_memory(np.zeros((16, 16, 16), np.uint16), voxel_size_um=None)
 
-    def planned(side):
+    def planned(side, settings=settings):
         return plan_brain(predictor, dataclasses.replace(small, shape=(side,) * 3), settings)
 
-    # 4096^3 voxels in blocks of 216, 64 bytes each: 19.0 GiB, and what a process takes anyway.
-    with pytest.raises(PredictionError, match=r"--max-ram 4\.0 GiB: measuring the background .* needs (19|20)\."):
+    # 24 bytes for each of nearly 2^25 blocks, and what a process takes anyway.
+    with pytest.raises(PredictionError, match=r"--max-ram 1\.0 GiB: measuring the background .* needs 1\.4 GiB"):
         planned(4096)
-    assert planned(1024).needed_bytes < 4 * GIB
+    assert planned(512).needed_bytes < GIB
+    assert planned(8000, BrainSettings(max_ram_bytes=2 * GIB)).needed_bytes < 2 * GIB
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 1.0])
