@@ -44,7 +44,7 @@ pretrain: $(VENV)/.ready $(if $(filter runs/phantom/patches,$(DATA)),runs/phanto
 # Twenty kills and 200 flipped bits; `SOAK_SEED=N` draws other moments.
 soak: $(VENV)/.ready
 	LSMFM_SOAK_KILLS=20 LSMFM_SOAK_FLIPS=200 LSMFM_SOAK_SEED=$(or $(SOAK_SEED),0) \
-	  $(BIN)/python -m pytest -s tests/test_survive.py
+	  $(BIN)/python -m pytest -s tests/test_survive.py tests/test_brain_kill.py
 
 # After a wanted change of how parameters are split over devices.
 sharding-tables: $(VENV)/.ready

@@ -1,12 +1,16 @@
 """Two processes of two devices each, as a launch script starts them: one run, the losses of one process."""
 
+import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
-from tiny_runs import final_state, finish, free_port, make_store, metrics, pretraining, start
+from tiny_runs import ROOT, final_state, finish, free_port, make_store, metrics, pretraining, start
 
+from lsmfm_jax.train.checkpoint_checks import damaged_files
 from lsmfm_jax.verify import verify
 
 EPOCHS = 3
@@ -57,6 +61,29 @@ def test_two_processes_stop_together_go_on_and_get_the_losses_of_one(store, tmp_
     assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 2 * EPOCHS + 2
     assert len(list((tmp_path / "two" / "pictures").glob("*.png"))) == 1
     assert verify(tmp_path / "two") == []
+
+
+@pytest.mark.slow
+def test_the_latest_and_the_best_are_saved_at_the_same_time(tmp_path):
+    """They met at barriers of one name, and waited there until a timeout, after which the run failed."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "tests/checkpoint_process.py", f"127.0.0.1:{free_port()}", "2"]
+    pipe = subprocess.PIPE
+    pair = [
+        subprocess.Popen(
+            [*command, str(i), str(tmp_path), "10"], cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True
+        )
+        for i in (0, 1)
+    ]
+    try:
+        assert all("saved 10" in finish(process, timeout_s=200) for process in pair)
+    finally:
+        # The one that waits for the other takes no notice of a gentler signal.
+        for process in pair:
+            process.kill()
+    for name in ("checkpoints", "best"):
+        assert {path.name for path in (tmp_path / name).iterdir()} == {"9", "10", "seals"}
+        assert [damaged_files(tmp_path / name, step) for step in (9, 10)] == [[], []]
 
 
 def test_a_launch_without_the_number_of_its_processes_says_which_is_missing(tmp_path):

@@ -57,6 +57,9 @@ class Checkpoints:
             enable_async_checkpointing=True,
             step_prefix=None,
             cleanup_tmp_directories=True,
+            # The processes of a run meet by name while a checkpoint is written, in the background: with one name for
+            # the latest and the best, which may be written at the same time, they meet at the wrong one and wait on.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder.name),
         )
         self._manager = ocp.CheckpointManager(self.folder, options=self._options)
         self._broken = False
