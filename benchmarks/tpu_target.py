@@ -4,9 +4,11 @@ import os
 import re
 from typing import Any, NamedTuple
 
-# Before JAX starts. The machine's own device is its processor; there is no cloud to ask which chips it has.
+# Before JAX starts. The machine's own device is its processor; there is no cloud to ask which chips it has, and no chip
+# that two processes could fight over: libtpu's lock, which a killed process leaves behind, would stop the next one.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 
 import executed
 import jax
