@@ -14,6 +14,7 @@ and refuses a program that does not fit: that is a result, and so is a compilati
 import argparse
 import contextlib
 import os
+import pathlib
 import threading
 import time
 from collections.abc import Iterator
@@ -43,6 +44,9 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1, choices=(1, 2, 4, 8), help="cards or chips (default 1)")
     parser.add_argument("--depth", type=int, default=1, help="cards along the Z axis of volumes (default 1)")
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="give the compiler up after so long")
+    parser.add_argument(
+        "--program", type=pathlib.Path, metavar="FILE", help="where to write the compiled program's text"
+    )
     parser.add_argument("--plain-tail", action="store_true", help="SwinUNETR with its dense features made")
     parser.add_argument("--distillation-at-once", action="store_true", help="over all voxels, not slab by slab")
     options = parser.parse_args()
@@ -90,6 +94,8 @@ def measure(config: Any, options: argparse.Namespace) -> dict[str, Any]:
     }
     if compiled is None:
         return result
+    if options.program is not None:
+        options.program.write_text(compiled.as_text())
     result |= describe(compiled)
     # Where it is not, every card along the depth computes the whole volume. Planes of a neighbour may come on top.
     share = config.data.input_size[0] // mesh.shape["depth"]

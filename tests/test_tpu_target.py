@@ -130,7 +130,7 @@ needs_libtpu = pytest.mark.skipif(
 @pytest.mark.slow
 def test_the_tiny_step_compiles_for_a_tpu(tmp_path):
     found = _compiled_only("--size", "16", "--batch", "1", tmp_path=tmp_path)
-    assert found["outcome"] == "compiled" and found["fits"] and found["wide_convolutions"] == []
+    assert found["outcome"] == "compiled" and found["fits"]
     assert 0 < found["temporary_bytes"] < found["needed_bytes"] < found["chip_bytes"] == 16 * 2**30
     assert found["collectives"] == {} and found["padding"]["ratio"] > 1
 
