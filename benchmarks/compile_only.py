@@ -8,7 +8,7 @@
 Temporary memory is what XLA plans for the step beside its state. On a card the workspace of cuDNN's convolutions comes
 on top, and nothing is tuned, so layouts and kernels on a real card can differ. For a TPU the compiler plans all memory
 and refuses a program that does not fit: that is a result, and so is a compilation that takes longer than `--limit`;
-`outcome` says which.
+`outcome` says which. The plan is made in the first minute; `--plan-only` ends there.
 """
 
 import argparse
@@ -44,12 +44,15 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1, choices=(1, 2, 4, 8), help="cards or chips (default 1)")
     parser.add_argument("--depth", type=int, default=1, help="cards along the Z axis of volumes (default 1)")
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="give the compiler up after so long")
+    parser.add_argument("--plan-only", action="store_true", help="for a TPU: end when its memory is planned")
     parser.add_argument(
         "--program", type=pathlib.Path, metavar="FILE", help="where to write the compiled program's text"
     )
     parser.add_argument("--plain-tail", action="store_true", help="SwinUNETR with its dense features made")
     parser.add_argument("--distillation-at-once", action="store_true", help="over all voxels, not slab by slab")
     options = parser.parse_args()
+    if options.plan_only and options.target == H200:
+        parser.error("--plan-only is for TPUs: a card's compiler writes no such plan to a log")
     config = recipe(
         options.model,
         size=options.size,
@@ -82,7 +85,7 @@ def measure(config: Any, options: argparse.Namespace) -> dict[str, Any]:
     compile_step = tpu_target.compile_for_tpu if on_tpu else gpu_target.compile_for_gpu
     start, processor = time.perf_counter(), time.process_time()
     compiled, failed = None, {"outcome": "compiled"}
-    with given_up(result, options):
+    with watched(result, options):
         try:
             compiled = compile_step(*lowered_arguments(config, mesh))
         except tpu_target.OutOfMemory as error:
@@ -104,21 +107,28 @@ def measure(config: Any, options: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def given_up(result: dict[str, Any], options: argparse.Namespace) -> Iterator[None]:
-    """Writes down that the compiler took longer than `--limit`, and ends; it cannot be interrupted otherwise."""
-    if options.limit is None:
-        yield
-        return
+def watched(result: dict[str, Any], options: argparse.Namespace) -> Iterator[None]:
+    """Ends the process, with what is known by then, after `--limit` seconds or, with `--plan-only`, at the plan.
 
-    def end() -> None:
-        outcome.finish(result | {"outcome": "timed_out", "limit_s": options.limit}, options.json)
-        os._exit(0)
+    The compiler cannot be interrupted otherwise.
+    """
+    done = threading.Event()
 
-    timer = threading.Timer(options.limit, end)
-    timer.daemon = True
-    timer.start()
+    def watch() -> None:
+        start = time.perf_counter()
+        while not done.wait(1):
+            late = options.limit is not None and time.perf_counter() - start >= options.limit
+            planned = tpu_target.planned_bytes()
+            if late or (options.plan_only and planned):
+                how = {"outcome": "timed_out", "limit_s": options.limit} if late else {"outcome": "planned"}
+                outcome.finish(result | how | {"planned_bytes": planned}, options.json)
+                tpu_target.LOGS.cleanup()
+                os._exit(0)
+
+    if options.limit is not None or options.plan_only:
+        threading.Thread(target=watch, daemon=True).start()
     yield
-    timer.cancel()
+    done.set()
 
 
 def step_operations(config: Any) -> int:

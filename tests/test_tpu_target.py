@@ -105,6 +105,14 @@ def test_a_message_of_the_compiler_says_how_much_memory_is_needed():
     assert tpu_target.needed_bytes("RESOURCE_EXHAUSTED: scoped vmem") is None
 
 
+def test_the_plan_for_memory_is_in_the_compilers_log():
+    import tpu_target
+
+    line = "I1129 09:06:02.803960 2065 heap_simulator.h:1196] Primary algorithm finished with size: "
+    assert tpu_target.planned_bytes(f"{line}512\n{line}3485925376\n") == 3485925376
+    assert tpu_target.planned_bytes("nothing yet") is None
+
+
 def test_products_of_matrices_are_no_convolutions():
     import compiled_program
 
@@ -140,3 +148,10 @@ def test_the_tiny_step_compiles_for_a_tpu(tmp_path):
 def test_a_compiler_that_takes_too_long_is_given_up(tmp_path):
     found = _compiled_only("--size", "16", "--batch", "1", "--limit", "0.5", tmp_path=tmp_path)
     assert found["outcome"] == "timed_out" and found["limit_s"] == 0.5 and "needed_bytes" not in found
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_memory_is_planned_before_code_is_made(tmp_path):
+    found = _compiled_only("--size", "16", "--batch", "1", "--plan-only", tmp_path=tmp_path)
+    assert found["outcome"] == "planned" and 10**6 < found["planned_bytes"] < 10**9
