@@ -148,6 +148,12 @@ def planned_bytes(log: str | None = None) -> int | None:
 
 
 def needed_bytes(message: str) -> int | None:
-    """What a program needs, of a message such as `Used 18.20G of 15.75G hbm`."""
-    found = re.search(rf"Used {_SIZE} of {_SIZE} hbm", message)
-    return round(float(found[1]) * _UNITS[found[2]]) if found else None
+    """What a program needs, of a message of either form that libtpu has; of the first form temporary memory alone.
+
+    `total memory required for HLO temporaries (24.00G) exceeds available HBM (15.75G)`, `Used 18.20G of 15.75G hbm`.
+    """
+    found = re.search(rf"required for [^(]*\({_SIZE}\) exceeds|Used {_SIZE} of {_SIZE} hbm", message)
+    if found is None:
+        return None
+    number, unit = (found[1], found[2]) if found[1] else (found[3], found[4])
+    return round(float(number) * _UNITS[unit])

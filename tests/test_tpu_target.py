@@ -95,12 +95,17 @@ def test_cycles_of_a_loop_count_as_often_as_it_runs():
 def test_a_message_of_the_compiler_says_how_much_memory_is_needed():
     import tpu_target
 
-    message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.25G of 15.75G hbm. Exceeded by 2.5G."
-    error = tpu_target.OutOfMemory(message + "\nLargest program allocations in hbm:\n  1. Size: 4.00G")
-    assert error.needed_bytes == round(18.25 * 2**30)
+    # As libtpu 0.0.42 writes it.
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (24.00G) exceeds "
+        "available HBM (15.75G)."
+    )
+    error = tpu_target.OutOfMemory(message)
+    assert error.needed_bytes == 24 * 2**30
     found = tpu_target.too_large(error, "tpu-v5e")
     assert found["fits"] is False and found["outcome"] == "out_of_memory" and found["chip_bytes"] == 16 * 2**30
-    assert found["message"][0] == message
+    assert found["message"] == [message] and found["needed_bytes"] == error.needed_bytes
+    assert tpu_target.needed_bytes("Ran out of memory. Used 18.25G of 15.75G hbm.") == round(18.25 * 2**30)
     assert tpu_target.needed_bytes("Used 950.5M of 512.0M hbm") == round(950.5 * 2**20)
     assert tpu_target.needed_bytes("RESOURCE_EXHAUSTED: scoped vmem") is None
 
