@@ -33,21 +33,23 @@ class Chip(NamedTuple):
     Attributes:
         name: what Google calls it.
         topology: a machine with eight chips of it, as libtpu names them.
-        memory_bytes: high-bandwidth memory of one chip.
+        memory_bytes: high-bandwidth memory of one chip, as Google rounds it.
+        available_bytes: what libtpu 0.0.42 leaves a program of it, as its messages have it.
         clock_hz: cycles in a second.
     """
 
     name: str
     topology: str
     memory_bytes: int
+    available_bytes: float
     clock_hz: float
 
 
 # Clocks follow from the peak that Google gives and the size and number of the matrix units.
 CHIPS = {
-    "tpu-v5e": Chip("TPU v5e", "v5e:2x4", 16 * GIB, 1.5e9),
-    "tpu-v5p": Chip("TPU v5p", "v5p:2x2x2", 95 * GIB, 1.75e9),
-    "tpu-v6e": Chip("TPU v6e", "v6e:2x4", 32 * GIB, 1.75e9),
+    "tpu-v5e": Chip("TPU v5e", "v5e:2x4", 16 * GIB, 15.75 * GIB, 1.5e9),
+    "tpu-v5p": Chip("TPU v5p", "v5p:2x2x2", 95 * GIB, 95.74 * GIB, 1.75e9),
+    "tpu-v6e": Chip("TPU v6e", "v6e:2x4", 32 * GIB, 31.25 * GIB, 1.75e9),
 }
 
 
@@ -108,15 +110,16 @@ def figures(compiled: Any, target: str) -> dict[str, Any]:
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
     needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
     needed += memory.generated_code_size_in_bytes - memory.alias_size_in_bytes
-    available, text = CHIPS[target].memory_bytes, compiled.as_text()
+    chip, text = CHIPS[target], compiled.as_text()
     return {
-        "chip_bytes": available,
+        "chip_bytes": chip.memory_bytes,
+        "available_bytes": round(chip.available_bytes),
         "needed_bytes": needed,
-        "fits": needed <= available,
+        "fits": needed <= chip.available_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
         "compiler_operations": costs.get("flops"),
         "bytes_accessed": costs.get("bytes accessed"),
-        "compiler_seconds": executed.cycles(text) / CHIPS[target].clock_hz,
+        "compiler_seconds": executed.cycles(text) / chip.clock_hz,
         "compiler_optimal_seconds": costs.get("optimal_seconds"),
         "padding": tiles.waste(text),
         # A weight gradient is a convolution as wide as the volume here, and this is its quick form.
@@ -129,6 +132,7 @@ def too_large(error: OutOfMemory, target: str) -> dict[str, Any]:
     return {
         "outcome": "out_of_memory",
         "chip_bytes": CHIPS[target].memory_bytes,
+        "available_bytes": round(CHIPS[target].available_bytes),
         "needed_bytes": error.needed_bytes,
         "fits": False,
         "message": str(error).splitlines()[:MESSAGE_LINES],

@@ -110,6 +110,29 @@ def test_a_message_of_the_compiler_says_how_much_memory_is_needed():
     assert tpu_target.needed_bytes("RESOURCE_EXHAUSTED: scoped vmem") is None
 
 
+def test_figures_of_a_program_are_those_of_one_chip():
+    import tpu_target
+
+    sizes = {"temp": 16 * 2**30, "argument": 300, "output": 200, "alias": 100, "generated_code": 50}
+
+    class Program:
+        def memory_analysis(self):
+            return type("Memory", (), {f"{name}_size_in_bytes": size for name, size in sizes.items()})
+
+        def cost_analysis(self):
+            return {"flops": 7.0, "bytes accessed": 9.0, "optimal_seconds": -2.5}
+
+        def as_text(self):
+            return HLO
+
+    found = tpu_target.figures(Program(), "tpu-v5e")
+    assert found["needed_bytes"] == 16 * 2**30 + 450
+    # Of 16 GiB a program gets 15.75.
+    assert found["fits"] is False and found["available_bytes"] == 15.75 * 2**30
+    assert tpu_target.figures(Program(), "tpu-v6e")["fits"] is True
+    assert found["compiler_seconds"] == pytest.approx(507 / 1.5e9) and found["bytes_accessed"] == 9.0
+
+
 def test_the_plan_for_memory_is_in_the_compilers_log():
     import tpu_target
 
