@@ -131,6 +131,7 @@ def test_paths_of_every_kind_are_one_line(tmp_path, capsys):
             ["data", "info", path],
             ["report", path],
             ["card", path],
+            ["package", path, "--out", tmp_path / "o"],
             ["zeroshot", path, tmp_path, "--classes", path],
             ["verify", path],
             ["convert", "import", path, "--out", tmp_path / "o"],
