@@ -22,6 +22,13 @@ def _add_package(commands: argparse._SubParsersAction) -> None:
     package = commands.add_parser("package", help="a run as a folder to hand on, without the paths of this machine")
     package.add_argument("run_folder", type=pathlib.Path, metavar="RUN", help="folder of a run")
     package.add_argument("--out", required=True, type=pathlib.Path, metavar="FOLDER", help="folder to make")
+    package.add_argument(
+        "--for",
+        dest="target",
+        choices=("hub", "bioimageio"),
+        default="hub",
+        help="the Hugging Face hub (default): read like a run; or bioimage.io: a segmentation network for PyTorch",
+    )
     _add_stated(package)
     package.add_argument("--license-file", type=pathlib.Path, metavar="FILE", help="the licence's text, for LICENSE")
     package.set_defaults(run=_package)
@@ -47,10 +54,12 @@ def _card(options: argparse.Namespace) -> int:
 
 
 def _package(options: argparse.Namespace) -> int:
+    from lsmfm_jax.publish.bioimageio import package_for_bioimageio
     from lsmfm_jax.publish.hub import package_for_hub
     from lsmfm_jax.publish.stated import Stated
 
     stated = Stated(options.license, tuple(options.author))
-    lines = package_for_hub(options.run_folder, options.out, stated=stated, license_file=options.license_file)
+    package = package_for_hub if options.target == "hub" else package_for_bioimageio
+    lines = package(options.run_folder, options.out, stated=stated, license_file=options.license_file)
     print("\n".join(lines))
     return 0

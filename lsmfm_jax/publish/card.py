@@ -5,7 +5,7 @@ as "not recorded"; nothing is guessed. Its first lines are for the Hugging Face 
 """
 
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lsmfm_jax.files import read_json, refuse_foreign, replace_text
@@ -65,34 +65,53 @@ def card(run: pathlib.Path, *, stated: Stated = NOTHING_STATED, packaged_as: str
         DamagedFile: another of its records cannot be read.
     """
     weights = read_weights(run)
-    config, split = (_json(run / name) for name in ("config.json", "split.json"))
     task = str(weights.record.get("task", UNKNOWN))
     name = _line(packaged_as or run.resolve().name)
     shown = last_part if packaged_as else str
-    figures = _figures(run, weights)
-    data = ", ".join(map(last_part, data_places(weights.record, config))) or name
+    places = data_places(weights.record, _json(run / "config.json"))
     # Before all else, as the hub wants it.
     top = front_matter(
         name=name,
         task=task,
         architecture=weights.architecture["name"],
-        figures=figures,
-        data=data,
+        figures=_figures(run, weights),
+        data=", ".join(map(last_part, places)) or name,
         stated=stated,
         mark=MARK,
     )
-    sections = [
+    described = sections(run, weights, stated=stated, shown=shown)
+    parts = [
         f"{top}\n# {name}\n\nA run of lsmfm_jax for 3D light-sheet microscopy.",
-        "## Model\n\n" + _table(model_rows(weights, config, task, stated=stated, shown=shown)),
-        "## Data\n\n" + _table(data_rows(weights.record, config, split, shown=shown)),
-        "## Scale and settings\n\n" + _table(settings_rows(weights.record, config)),
-        "## Metrics\n\n" + _metrics(run, weights, split, figures),
-        "## Limits\n\n" + "".join(f"- {line}\n" for line in _limits(weights, split, task, stated)).rstrip(),
-        "## Versions\n\n" + _table(version_rows(weights.record)),
+        *(f"## {title}\n\n{text}" for title, text in described.items()),
         "## How to load it\n\n" + _loading(packaged_as or str(run), task, fetched=bool(packaged_as)),
         f"## Paper\n\nPlease cite [{PAPER}]({PAPER_URL}), whose method this is.",
     ]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(parts) + "\n"
+
+
+def sections(
+    run: pathlib.Path, weights: Weights, *, stated: Stated, shown: Callable[[Any], str], alone: bool = False
+) -> dict[str, str]:
+    """What a card says of a run, by the titles of its sections.
+
+    Args:
+        run: its folder.
+        weights: what was read from there.
+        stated: licence and authors.
+        shown: how a path is written.
+        alone: the network goes without this package, so nothing is said of what the package does.
+    """
+    config, split = (_json(run / name) for name in ("config.json", "split.json"))
+    task = str(weights.record.get("task", UNKNOWN))
+    limits = _limits(weights, split, task, stated, alone=alone)
+    return {
+        "Model": _table(model_rows(weights, config, task, stated=stated, shown=shown)),
+        "Data": _table(data_rows(weights.record, config, split, shown=shown)),
+        "Scale and settings": _table(settings_rows(weights.record, config)),
+        "Metrics": _metrics(run, weights, split),
+        "Limits": "".join(f"- {line}\n" for line in limits).rstrip(),
+        "Versions": _table(version_rows(weights.record)),
+    }
 
 
 def _figures(run: pathlib.Path, weights: Weights) -> dict[str, Any]:
@@ -101,7 +120,8 @@ def _figures(run: pathlib.Path, weights: Weights) -> dict[str, Any]:
     return {name: value for name, value in (lines[-1] if lines else {}).items() if name not in ("step", "kind")}
 
 
-def _metrics(run: pathlib.Path, weights: Weights, split: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
+def _metrics(run: pathlib.Path, weights: Weights, split: Mapping[str, Any]) -> str:
+    figures = _figures(run, weights)
     volumes = volumes_of(split, "validation") or []
     head = f"On the validation patches ({describe_volumes(volumes)}), at step {weights.step}, without intervals:\n\n"
     parts = [head + _table([(name.replace("_", " "), _figure(value)) for name, value in figures.items()])]
@@ -122,7 +142,7 @@ def _metrics(run: pathlib.Path, weights: Weights, split: Mapping[str, Any], figu
     return "\n\n".join(parts)
 
 
-def _limits(weights: Weights, split: Mapping[str, Any], task: str, stated: Stated) -> Iterable[str]:
+def _limits(weights: Weights, split: Mapping[str, Any], task: str, stated: Stated, *, alone: bool) -> Iterable[str]:
     record = weights.record
     train, validation = (volumes_of(split, side) for side in ("train", "validation"))
     if not validation:
@@ -133,10 +153,10 @@ def _limits(weights: Weights, split: Mapping[str, Any], task: str, stated: State
         yield f"Judged on {len(set(validation))} volume(s); on other stains, microscopes and voxel sizes it was not."
     if validation and f"{GROUPS[0]} step" in weights.origin:
         yield "Its weights are the best on the validation patches of several states, so its figures there flatter it."
-    if "scaling" in record:
+    if "scaling" in record and not alone:
         yield "It needs raw counts: intensities are scaled as said above when it is loaded."
     yield "Volumes are not resampled: voxels should be about as large as those it was trained on."
-    if task == "segment" and "logit_shift" not in record:
+    if task == "segment" and "logit_shift" not in record and not alone:
         yield "A new brain may need another cut-off: `lsmfm calibrate` moves it by annotated patches."
     if task in ("pretrain", "backbone"):
         yield "It predicts nothing by itself: it is there to be finetuned."
