@@ -95,7 +95,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf runs .venv .venv-parity .venv-docs .venv-bench .venv-compile .pytest_cache .ruff_cache
+	rm -rf runs .venv .venv-parity .venv-docs .venv-bench .venv-compile .venv-tpu .pytest_cache .ruff_cache
 
 # What a machine with a card and JAX lacks, as wheels, where it has no network: for WHEELS of benchmarks/run_gpu.sh.
 BUNDLE ?= grain array_record portpicker ml_collections nibabel tensorboardX connected-components-3d monai==1.6.1 einops \
@@ -126,4 +126,13 @@ bench-compile-env: .venv-compile/.ready
 	.venv-compile/bin/python -m pip install --quiet --editable .
 	version=$$(.venv-compile/bin/python -c 'import importlib.metadata as m; print(m.version("jaxlib"))'); \
 	  .venv-compile/bin/python -m pip install --quiet --no-deps jax-cuda$(CUDA)-plugin==$$version jax-cuda$(CUDA)-pjrt==$$version
+	touch $@
+
+# libtpu, the compiler for TPUs, for benchmarks/compile_only.py --target tpu-v5e; no TPU is needed.
+.PHONY: bench-tpu-env
+bench-tpu-env: .venv-tpu/.ready
+.venv-tpu/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-tpu
+	.venv-tpu/bin/python -m pip install --quiet --upgrade pip
+	.venv-tpu/bin/python -m pip install --quiet --editable '.[tpu,test]'
 	touch $@

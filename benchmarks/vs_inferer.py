@@ -32,6 +32,8 @@ ARCHITECTURE = {
     "norm": "batch",
 }
 WINDOW, OVERLAP, BATCH = 96, 0.25, 1
+# Windows of which the time of the network alone is told.
+TIMED = 15
 
 
 def main() -> None:
@@ -110,7 +112,35 @@ def ours(folder: pathlib.Path, window: int) -> dict[str, Any]:
     seconds, peak = time.perf_counter() - began, outcome.process_peak_bytes()
     found = Array(out, PROBABILITY)
     np.save(folder / "ours_probability.npy", found.read(tuple(slice(0, size) for size in found.shape)))
-    return {"seconds": round(seconds, 2), "peak_bytes": peak}
+    stages = json.loads((out / "summary.json").read_text())["process_seconds"]
+    return {
+        "seconds": round(seconds, 2),
+        "peak_bytes": peak,
+        "stages_s": {name: round(value, 2) for name, value in stages.items()},
+        "network_alone_s": round(network_seconds(folder / "run", found.shape), 2),
+    }
+
+
+def network_seconds(run: pathlib.Path, shape: tuple[int, ...]) -> float:
+    """What the network takes for all windows of a volume, with nothing else done: the median of some, times all."""
+    import math
+
+    import jax
+
+    from lsmfm_jax.predict.blocks import make_grid
+    from lsmfm_jax.predict.network import load_predictor
+
+    predictor = load_predictor(run)
+    grid = make_grid(shape, window=predictor.window, overlap_frac=OVERLAP)
+    batches = math.ceil(math.prod(len(axis) for axis in grid.axes) / BATCH)
+    windows = jax.random.uniform(jax.random.key(0), (BATCH, *predictor.window))
+    times = []
+    for _ in range(TIMED + 1):
+        began = time.perf_counter()
+        jax.block_until_ready(predictor.apply(windows))
+        times.append(time.perf_counter() - began)
+    # The first one compiles.
+    return float(np.median(times[1:])) * batches
 
 
 def monai(folder: pathlib.Path, window: int) -> dict[str, Any]:

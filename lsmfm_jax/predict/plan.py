@@ -118,7 +118,8 @@ def make_plan(
             raw = (window[0] + 2 * min(chunk_rows, window[0])) * halo_plane * itemsize * 2
             prepared = 3 * window[0] * halo_plane * 4
             blended = (2 * halo_plane + 2 * plane) * window[0] * 4
-            written = 2 * fitting[0] * plane * output_bytes
+            # Rows of shards, one being filled and one being written, and a shard while it is compressed.
+            written = (2 * fitting[0] * plane + 4 * math.prod(fitting)) * output_bytes
             return BASE_BYTES + network_bytes + raw + prepared + blended + written
 
         task = [math.ceil(size / length) * length for size, length in zip(shape, fitting, strict=True)]
