@@ -29,7 +29,8 @@ $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv-parity
 	.venv-parity/bin/python -m pip install --quiet --upgrade pip
 	.venv-parity/bin/python -m pip install --quiet torch==2.13.0
-	.venv-parity/bin/python -m pip install --quiet monai==1.6.1 einops ome-zarr-models==1.7 --editable '.[test]'
+	.venv-parity/bin/python -m pip install --quiet monai==1.6.1 einops ome-zarr-models==1.7 bioimageio.spec==0.5.12.0 \
+	  bioimageio.core==0.11.0 --editable '.[test]'
 	touch $@
 
 runs/phantom/patches: | $(VENV)/.ready

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from labelled_toy import write_patches
 
-from lsmfm_jax.card import NOT_STATED, UNKNOWN, card
 from lsmfm_jax.cli import main
 from lsmfm_jax.config import load_config
 from lsmfm_jax.config.load import as_json
 from lsmfm_jax.files import replace_json
+from lsmfm_jax.publish.card import card
+from lsmfm_jax.publish.facts import NOT_STATED, UNKNOWN
 from lsmfm_jax.scale import Scale
 from lsmfm_jax.tasks.finetune_patches import read_patches
 from lsmfm_jax.train.records import versions

@@ -131,6 +131,7 @@ def test_paths_of_every_kind_are_one_line(tmp_path, capsys):
             ["data", "info", path],
             ["report", path],
             ["card", path],
+            ["package", path, "--out", tmp_path / "o"],
             ["zeroshot", path, tmp_path, "--classes", path],
             ["verify", path],
             ["convert", "import", path, "--out", tmp_path / "o"],
@@ -251,7 +252,7 @@ def test_every_library_that_is_imported_is_declared():
     lines = [*project["dependencies"], *(line for lines in project["optional-dependencies"].values() for line in lines)]
     declared = {re.split(r"[\[<>=]", line)[0].lower().replace("-", "_") for line in lines}
     modules = {"orbax": "orbax_checkpoint", "cc3d": "connected_components_3d", "skimage": "scikit_image"}
-    modules |= {"sklearn": "scikit_learn", "absl": "absl_py"}
+    modules |= {"sklearn": "scikit_learn", "absl": "absl_py", "yaml": "pyyaml"}
     imported = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

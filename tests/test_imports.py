@@ -52,7 +52,7 @@ ALLOWED = {
     "ranking": {"data", "volumes", "metrics", "html_page", "files"},
     "api": LEAVES | {"config", "files", "train", "tasks", "predict"},
     "baselines": LEAVES | {"config"},
-    "card": {"files", "scale", "store", "train", "volumes"},
+    "publish": {"files", "models", "scale", "store", "tasks", "train", "convert", "volumes"},
     "report": {"config", "files", "train", "html_page"},
     "verify": {"config", "files", "train", "store"},
     "cli": {"*"},

@@ -9,9 +9,9 @@ from damaged_volumes import AFFINE, SIDE, damaged, save_nifti
 from smooth_volumes import smooth_volumes
 from toy_backbone import TOY
 
-from lsmfm_jax.card import card
 from lsmfm_jax.cli import main
 from lsmfm_jax.models import BACKBONES
+from lsmfm_jax.publish.card import card
 from lsmfm_jax.volumes.read import read_single, write_nifti
 
 SETTINGS = {

@@ -64,6 +64,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         experiment,
         planning,
         prediction,
+        publishing,
         ranking,
         recipes,
         sweep,
@@ -80,7 +81,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     rooms = (
         *(recipes, data, planning, training, prediction, annotation, evaluation, experiment, ranking, conversion),
-        *(sweep, upkeep),
+        *(sweep, publishing, upkeep),
     )
     for room in rooms:
         room.add(commands)

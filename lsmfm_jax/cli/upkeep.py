@@ -1,4 +1,4 @@
-"""Looks after runs: `lsmfm report`, `lsmfm card`, `lsmfm verify`, `lsmfm bench`."""
+"""Looks after runs: `lsmfm report`, `lsmfm verify`, `lsmfm bench`."""
 
 import argparse
 import pathlib
@@ -9,7 +9,6 @@ from lsmfm_jax.bench import BENCHMARKS, run_benchmark
 def add(commands: argparse._SubParsersAction) -> None:
     """Adds the commands of this file."""
     _add_report(commands)
-    _add_card(commands)
     _add_verify(commands)
     _add_bench(commands)
 
@@ -18,13 +17,6 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
     report = commands.add_parser("report", help="write the one-page report of a run again")
     report.add_argument("workdir", type=pathlib.Path)
     report.set_defaults(run=_report)
-
-
-def _add_card(commands: argparse._SubParsersAction) -> None:
-    card = commands.add_parser("card", help="a model card of a run, in Markdown")
-    card.add_argument("run_folder", type=pathlib.Path, metavar="RUN", help="folder of a run")
-    card.add_argument("--out", type=pathlib.Path, metavar="FILE", help="file to write (default: print it)")
-    card.set_defaults(run=_card)
 
 
 def _add_verify(commands: argparse._SubParsersAction) -> None:
@@ -44,13 +36,6 @@ def _report(options: argparse.Namespace) -> int:
     from lsmfm_jax.report import write_report
 
     print(write_report(options.workdir))
-    return 0
-
-
-def _card(options: argparse.Namespace) -> int:
-    from lsmfm_jax.card import card, write_card
-
-    print(card(options.run_folder) if options.out is None else write_card(options.run_folder, options.out))
     return 0
 
 

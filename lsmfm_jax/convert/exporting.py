@@ -66,7 +66,7 @@ def export_run(run: pathlib.Path, out: pathlib.Path, *, layout: str = "monai", t
         states = {out: _lightning_state(run, weights)}
         lines = []
     else:
-        parts, lines = _monai_states(weights)
+        parts, lines = monai_states(weights)
         states = {_beside(out, part): state for part, state in parts.items()}
     for file in states:
         if os.path.lexists(file):
@@ -102,8 +102,8 @@ def _beside(out: pathlib.Path, part: str) -> pathlib.Path:
     return out if part == "backbone" else out.with_name(f"{out.stem}_{part}{out.suffix}")
 
 
-def _monai_states(weights: Weights) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
-    """The backbone's state dict, a head's where it needs a file of its own, and what to know of them."""
+def monai_states(weights: Weights) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
+    """The backbone's state dict, a head's (`head`) where the backbone cannot take it in, and what to know of them."""
     params = weights.params["backbone"]
     if weights.architecture["name"] == "resnet18":
         whole = {
@@ -115,7 +115,7 @@ def _monai_states(weights: Weights) -> tuple[dict[str, dict[str, np.ndarray]], l
     states: dict[str, dict[str, np.ndarray]] = {}
     lines = []
     head, voxelwise = _head(weights), weights.record["task"] in VOXELWISE
-    lines += _beside_the_network(weights.record)
+    lines += beside_the_network(weights.record)
     if head is not None and _takes_in_head(weights):
         variables["params"] = {**params, "out": _composed(params["out"], head)}
         lines.append(f"composed with the head into one convolution: the output is {VOXELWISE[weights.record['task']]}")
@@ -132,7 +132,7 @@ def _monai_states(weights: Weights) -> tuple[dict[str, dict[str, np.ndarray]], l
     return states, lines
 
 
-def _beside_the_network(record: Mapping[str, Any]) -> list[str]:
+def beside_the_network(record: Mapping[str, Any]) -> list[str]:
     """What a segmentation run adds to its network's logit and no PyTorch network has; `_head` has the rest."""
     voxels = record.get("voxel_classifier")
     if not voxels:
@@ -252,20 +252,37 @@ def _instructions(weights: Weights) -> list[str]:
             f"MONAI: ResNet(ResNetBlock, [2, 2, 2, 2], {list(sizes['widths'])}, spatial_dims=3, n_input_channels=1, "
             f"num_classes={_head(weights)['bias'].size})"
         ]
-    outputs = sizes["out_channels"]
+    name, arguments = network_arguments(weights)
+    lines = [f"MONAI: {name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"]
     if sizes["name"] == "unet":
-        return [
-            f"MONAI: UNet(spatial_dims=3, in_channels=1, out_channels={outputs}, channels="
-            f"{tuple(sizes['channels'])}, strides={tuple(sizes['strides'])}, "
-            f"num_res_units={sizes['num_res_units']}, norm={sizes['norm']!r})"
-        ]
-    if _takes_in_head(weights):
-        outputs = _head(weights)["bias"].size
+        return lines
     merging = sizes.get("merging", "corrected")
     versions = {"corrected": "1.5 and later", "duplicated": "up to 1.4"}
     return [
-        f"MONAI: SwinUNETR(in_channels=1, out_channels={outputs}, feature_size={sizes['feature_size']}, depths="
-        f"{tuple(sizes['depths'])}, num_heads={tuple(sizes['num_heads'])}, window_size={sizes['window']})",
+        *lines,
         f"its patch merging is {merging}, that of MONAI {versions[merging]}: other versions load these weights and "
         "give other outputs",
     ]
+
+
+def network_arguments(weights: Weights) -> tuple[str, dict[str, Any]]:
+    """MONAI's class for the backbone of `monai_states`, a UNet or a SwinUNETR, and the arguments that build it."""
+    sizes = weights.architecture
+    if sizes["name"] == "unet":
+        return "UNet", {
+            "spatial_dims": 3,
+            "in_channels": 1,
+            "out_channels": sizes["out_channels"],
+            "channels": tuple(sizes["channels"]),
+            "strides": tuple(sizes["strides"]),
+            "num_res_units": sizes["num_res_units"],
+            "norm": sizes["norm"],
+        }
+    return "SwinUNETR", {
+        "in_channels": 1,
+        "out_channels": _head(weights)["bias"].size if _takes_in_head(weights) else sizes["out_channels"],
+        "feature_size": sizes["feature_size"],
+        "depths": tuple(sizes["depths"]),
+        "num_heads": tuple(sizes["num_heads"]),
+        "window_size": sizes["window"],
+    }
