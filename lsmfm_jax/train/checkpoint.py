@@ -6,7 +6,6 @@ import logging
 import pathlib
 import re
 import shutil
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +15,14 @@ import orbax.checkpoint as ocp
 
 from lsmfm_jax.errors import LsmfmError
 from lsmfm_jax.files import replace_json
-from lsmfm_jax.train.checkpoint_checks import committed_steps, damaged_files, differing_leaves, hash_files, record_hash
+from lsmfm_jax.train.checkpoint_checks import (
+    committed_steps,
+    damaged_files,
+    differing_leaves,
+    hash_files,
+    record_hash,
+    remove_halves,
+)
 from lsmfm_jax.train.fingerprints import fingerprints
 from lsmfm_jax.train.processes import any_process, wait_for_all
 from lsmfm_jax.train.task import PyTree
@@ -142,7 +148,7 @@ class Checkpoints:
         self._unsealed.discard(step)
         self._broken = True
         if jax.process_index() == 0:
-            _remove_halves(self.folder)
+            remove_halves(self.folder)
         return SaveError(
             f"checkpoint at step {step} could not be written to {self.folder}: {_first_line(error)}; the earlier "
             "ones are kept"
@@ -251,18 +257,6 @@ class Checkpoints:
         finally:
             if not self._broken:
                 self._manager.close()
-
-
-def _remove_halves(folder: pathlib.Path) -> None:
-    # Half a checkpoint is of no use, and fills the disk that the next one needs. Other threads of its writer may
-    # still be at it for a moment.
-    for _ in range(20):
-        halves = list(folder.glob("*.orbax-checkpoint-tmp*"))
-        if not halves:
-            return
-        for half in halves:
-            shutil.rmtree(half, ignore_errors=True)
-        time.sleep(0.1)
 
 
 def read_part(folder: pathlib.Path, step: int, names: tuple[str, ...] | None) -> tuple[PyTree, dict[str, Any]]:

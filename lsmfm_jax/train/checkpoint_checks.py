@@ -3,6 +3,8 @@
 import json
 import pathlib
 import re
+import shutil
+import time
 from typing import Any
 
 from lsmfm_jax.errors import os_reason
@@ -17,6 +19,19 @@ def committed_steps(folder: pathlib.Path) -> list[int]:
         return []
     names = [entry.name for entry in folder.iterdir() if entry.is_dir()]
     return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+
+
+def remove_halves(folder: pathlib.Path) -> None:
+    """Removes checkpoints that were begun and will not be completed."""
+    # Half a checkpoint is of no use, and fills the disk that the next one needs. Other threads of its writer may
+    # still be at it for a moment.
+    for _ in range(20):
+        halves = list(folder.glob("*.orbax-checkpoint-tmp*"))
+        if not halves:
+            return
+        for half in halves:
+            shutil.rmtree(half, ignore_errors=True)
+        time.sleep(0.1)
 
 
 def damaged_files(folder: pathlib.Path, step: int) -> list[str]:
