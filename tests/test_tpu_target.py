@@ -182,5 +182,5 @@ def test_a_compiler_that_takes_too_long_is_given_up(tmp_path):
 @pytest.mark.slow
 def test_memory_is_planned_before_code_is_made(tmp_path):
     found = _compiled_only("--size", "16", "--batch", "1", "--plan-only", tmp_path=tmp_path)
-    # 213,504 with libtpu 0.0.42: most arrays of so small a step lie in the chip's fast memory, which the plan leaves out.
+    # 213,504 with libtpu 0.0.42: most arrays of so small a step lie in fast memory, which the plan leaves out.
     assert found["outcome"] == "planned" and 10**4 < found["planned_bytes"] < 10**8
