@@ -12,7 +12,7 @@ Variants:
     (none)  1,368 cells; a graphics card
     tiny    generated patches and networks that learn little from them, the UNet alone
 
-Hardware: see segment_unet. The tiny variant is made for a CPU: 23 minutes with --jobs 2 on two busy cores.
+Hardware: see segment_unet. The tiny variant is made for a CPU: 10 minutes with --jobs 2 on two busy cores.
 """
 
 from lsmfm_jax.experiment import paper_grid, tiny
