@@ -21,7 +21,7 @@ LEAST_SHARE = 0.05
 BORDER_WEIGHT = 1e-3
 # A border block that is darker than the tissue around it by more than this holds a part of the outside.
 MIXED_OCTAVES = 0.25
-# A volume has at most so many blocks: half a gigabyte is measured of it, however large it is.
+# A volume has at most so many blocks, however large it is: .8 GB while it is measured (1.5 GB for `z_score`).
 MOST_BLOCKS = 2**25
 # The most that is held of a block at a time: its sums while a volume is read, then means, tissue and background.
 _SURVEY_BYTES_A_BLOCK, _Z_SCORE_BYTES_A_BLOCK = 24, 44
