@@ -17,7 +17,7 @@ outside, which may hold a part of it, count only where they are as bright as the
 What these need of a volume comes from one pass over it, in `Survey`, of which a map of block means is kept. So a whole
 brain is measured once, and each tile gets the values that its voxels have in the whole. The map has two blocks to a
 sigma, but never more than 2^25 in all, so that measuring takes .8 GB of memory (`z_score` 1.5 GB) however large the
-volume is: beyond 7 * 10^9 voxels (for a sigma of 12) blocks are larger, and the background follows a little less closely.
+volume is: beyond 7 * 10^9 voxels (for a sigma of 12) blocks are larger, and the background is a little coarser.
 """
 
 from lsmfm_jax.scale.levels import (
