@@ -10,7 +10,6 @@ import argparse
 import json
 import pathlib
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -53,14 +52,10 @@ def measure(folder: pathlib.Path, voxels: float, options: argparse.Namespace) ->
     brain, out, found = folder / "brain.ome.zarr", folder / "result.ome.zarr", []
     cells = write_brain(brain, shape=(side, side, side))
     for case in SKIPPING if voxels <= options.largest_no_skip else ["usual"]:
-        command = [sys.executable, __file__, "--one", str(brain), str(out), case]
-        command += ["--max-ram", options.max_ram, "--window", str(options.window)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{side}^3 voxels, {case}: ended with {done.returncode}: {done.stdout[-2000:]}")
-        found.append(
-            {"shape": [side] * 3, "voxels": side**3, "cells": cells, **json.loads(done.stdout.splitlines()[-1])}
-        )
+        arguments = [__file__, "--one", str(brain), str(out), case]
+        arguments += ["--max-ram", options.max_ram, "--window", str(options.window)]
+        measured = outcome.answer(arguments, of=f"{side}^3 voxels, {case}")
+        found.append({"shape": [side] * 3, "voxels": side**3, "cells": cells, **measured})
         print(json.dumps(found[-1]), file=sys.stderr, flush=True)
         shutil.rmtree(out)
     shutil.rmtree(brain)

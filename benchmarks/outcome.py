@@ -11,6 +11,7 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -69,6 +70,18 @@ def device_name() -> str:
 def usable_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def answer(arguments: Sequence[str], *, of: str) -> Any:
+    """The JSON in the last line that a script prints, run by itself so that its peak memory is its own.
+
+    Raises:
+        SystemExit: it failed; the message begins with `of`.
+    """
+    done = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{of}: ended with {done.returncode}: {done.stdout[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def process_peak_bytes() -> int:

@@ -65,11 +65,7 @@ def compared(folder: pathlib.Path, voxels: float, window: int) -> dict[str, Any]
     subprocess.run([*command, "--out", str(folder / "network.pt")], check=True, stdout=subprocess.DEVNULL)
     found: dict[str, Any] = {"shape": [side] * 3}
     for name in SIDES:
-        command = [sys.executable, __file__, "--side", name, str(folder), "--window", str(window)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{name}: ended with {done.returncode}: {done.stdout[-2000:]}")
-        found[name] = json.loads(done.stdout.splitlines()[-1])
+        found[name] = outcome.answer([__file__, "--side", name, str(folder), "--window", str(window)], of=name)
     maps = [np.load(folder / f"{name}_probability.npy", mmap_mode="r") for name in SIDES]
     found["mean_difference"] = float(
         np.mean([np.abs(a - b.astype(float)).mean() / 255 for a, b in zip(*maps, strict=True)])

@@ -166,8 +166,8 @@ def _segment(predictor: Predictor | Ensemble, case: Case, out: pathlib.Path, set
     if truth is None:
         return row
     # Left of "truth", behind which the scores stand: where it is 0, so is the Dice of whatever is marked.
-    row["label_foreground_frac"] = float((truth == 1).mean())
-    scores = segmentation_scores(mask, truth == 1, annotated=truth != IGNORED)
+    row["label_foreground_frac"] = float(true.mean())
+    scores = segmentation_scores(mask, true, annotated=truth != IGNORED)
     return {**row, "truth": str(case.truth), **scores}
 
 

@@ -125,16 +125,17 @@ class Levels:
 
     def _scale(self, tile: Volume, origin: Sequence[int], scaled: Float[np.ndarray, "z y x"]) -> None:
         """Writes a scaled tile."""
-        if self.scale.name in ("percentile", "z_score"):
-            scaled[...] = tile
-            low, span = self.low, self.high - self.low if self.high > self.low else 1.0
-        else:
+        in_octaves = self.scale.name in ("local", "log_ratio")
+        if in_octaves:
             scaled[...] = log_counts(tile, self.scale.offset_counts)
             scaled -= np.float32(self.level) if self.background is None else self._around(tile.shape, origin)
             low, span = OCTAVES[0], OCTAVES[1] - OCTAVES[0]
+        else:
+            scaled[...] = tile
+            low, span = self.low, self.high - self.low if self.high > self.low else 1.0
         scaled -= np.float32(low)
         scaled /= np.float32(span)
-        if self.scale.name in ("local", "log_ratio"):
+        if in_octaves:
             # Where nothing was recorded (a volume padded with zeros) there is no edge to be seen: it is background.
             np.putmask(scaled, tile == 0, np.float32(BACKGROUND))
 
