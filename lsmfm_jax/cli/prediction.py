@@ -201,7 +201,7 @@ def _predict_brain(options: argparse.Namespace) -> int:
     print_line = start_devices()
     predictor = load_predictor(options.checkpoint[0], window=options.window, flips=options.tta)
     if options.dry_run:
-        for line in plan_lines(plan_brain(predictor, volume, settings), volume, settings):
+        for line in plan_lines(predictor, plan_brain(predictor, volume, settings), volume, settings):
             print_line(line)
         return 0
     tissue = None if options.mask is None else TissueMask(open_volume(options.mask), volume.shape)

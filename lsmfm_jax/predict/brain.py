@@ -30,6 +30,7 @@ from lsmfm_jax.predict.statistics import VolumeStatistics
 from lsmfm_jax.predict.tissue import TissueMask
 from lsmfm_jax.scale import survey_bytes
 from lsmfm_jax.volumes.lazy import LazyVolume, box_text
+from lsmfm_jax.volumes.voxel_sizes import other_size
 
 SUFFIX = ".zarr"
 
@@ -71,8 +72,8 @@ def plan_brain(predictor: Predictor, volume: LazyVolume, settings: BrainSettings
     )
 
 
-def plan_lines(plan: Plan, volume: LazyVolume, settings: BrainSettings) -> list[str]:
-    """The plan for people."""
+def plan_lines(predictor: Predictor, plan: Plan, volume: LazyVolume, settings: BrainSettings) -> list[str]:
+    """The plan for people, and what speaks against it."""
     grid = make_grid(volume.shape, window=plan.window, overlap_frac=settings.overlap_frac)
     tasks = [plan.in_volume(task) for task in plan.tasks()]
     computed = sum(len(layer.windows) for task in tasks for layer in make_layers(grid, task, None))
@@ -81,6 +82,7 @@ def plan_lines(plan: Plan, volume: LazyVolume, settings: BrainSettings) -> list[
     size = volume.voxel_size_um
     um = "unknown" if size is None else " x ".join(f"{side:g}" for side in size) + f" um, {volume.voxel_size_source}"
     shards = len(plan.shards())
+    told = other_size(size, volume.voxel_size_source, predictor.record.get("voxel_sizes_um", []))
     part = "" if settings.box is None else f"; of it the box {box_text(settings.inside(volume.shape))}"
     return [
         f"input: {_sides(volume.shape)} voxels (ZYX) of {volume.dtype}, voxel size {um}{part}",
@@ -88,6 +90,7 @@ def plan_lines(plan: Plan, volume: LazyVolume, settings: BrainSettings) -> list[
         f"work: {computed} windows of {_sides(plan.window)}, {computed / distinct - 1:.0%} of them twice because tasks "
         f"meet; tasks of up to {_sides(plan.task)} voxels, {len(tasks)} in all",
         f"memory: about {bytes_text(plan.needed_bytes)} of the {bytes_text(settings.max_ram_bytes)} of --max-ram",
+        *([f"{volume.path}: {told}"] if told else []),
     ]
 
 
@@ -136,7 +139,7 @@ def predict_brain(
     described = _described(predictor, volume, settings, tissue)
     if not has_record(out):
         _check_folder(out)
-        for line in plan_lines(plan, volume, settings):
+        for line in plan_lines(predictor, plan, volume, settings):
             print_line(line)
         # Before anything is made, as it may be refused.
         known = None if levels_from is None else known_statistics(levels_from, described)

@@ -20,6 +20,7 @@ from lsmfm_jax.predict.table import CONFUSION, SUMMARY, TABLE, Row, cell, summar
 from lsmfm_jax.predict.truth import class_of, mask_like, truth_like
 from lsmfm_jax.predict.windows import Size
 from lsmfm_jax.volumes.read import VolumeError, read_single, write_nifti
+from lsmfm_jax.volumes.voxel_sizes import other_size
 
 UNCERTAINTY = "_uncertainty.nii.gz"
 LISTED = 5  # failures in a message; the table has all
@@ -71,10 +72,17 @@ def predict(
     if task not in WRITERS:
         raise PredictionError(f"{checkpoints[0]}: task {task!r} writes no files; those of {', '.join(WRITERS)} do")
     writer = WRITERS[task]
+    other_sizes = _OtherSizes(predictor, print_line)
+
+    def write(case: Case) -> Row:
+        row = writer.write(predictor, case, out, settings)
+        other_sizes.look(case, row)
+        return row
+
     return write_cases(
         inputs,
         out,
-        lambda case: writer.write(predictor, case, out, settings),
+        write,
         task=task,
         endings=writer.endings,
         title=f"{task} with {predictor.origin}, windows of {_windows_text(predictor)} voxels"
@@ -136,6 +144,22 @@ def write_cases(
         raise PredictionError(f"{len(failures)} of {len(cases)} files failed{others}: {listed}{more}")
     print_line(f"{len(rows)} predictions and {TABLE} in {out}")
     return rows
+
+
+class _OtherSizes:
+    """Says once of each voxel size that the run has learnt from others."""
+
+    def __init__(self, predictor: Predictor | Ensemble, print_line: Callable[[str], None]) -> None:
+        self._trained = [size for one in members_of(predictor) for size in one.record.get("voxel_sizes_um", [])]
+        self._print_line, self._told = print_line, set()
+
+    def look(self, case: Case, row: Row) -> None:
+        text = row["voxel_size_um"]
+        size = tuple(map(float, text.split())) or None
+        told = other_size(size, row["voxel_size_source"], self._trained)
+        if told and text not in self._told:
+            self._told.add(text)
+            self._print_line(f"{case.path}: {told}")
 
 
 def _windows_text(predictor: Predictor | Ensemble) -> str:

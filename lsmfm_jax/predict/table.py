@@ -35,11 +35,12 @@ _PROBABILITY = "probability_"
 
 
 def volume_facts(image: np.ndarray, info: VolumeInfo, levels: Levels | tuple[Levels, ...]) -> Row:
-    """What the table has of every volume: shape, voxel size, and the counts that became 0 and 1, for each scale."""
+    """What the table has of every volume: shape, voxel size and its source, and what became 0 and 1, for each scale."""
     size = info.voxel_size_um
     return {
         "shape": " ".join(map(str, image.shape)),
         "voxel_size_um": "" if size is None else " ".join(f"{side:g}" for side in size),
+        "voxel_size_source": info.voxel_size_source,
         "scaled_from": levels.low if isinstance(levels, Levels) else " ".join(cell(one.low) for one in levels),
         "scaled_to": levels.high if isinstance(levels, Levels) else " ".join(cell(one.high) for one in levels),
     }

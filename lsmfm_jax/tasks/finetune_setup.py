@@ -17,6 +17,7 @@ from lsmfm_jax.train.low_rank import adapted, describe
 from lsmfm_jax.train.run import Setup
 from lsmfm_jax.train.task import Task
 from lsmfm_jax.train.weights import Weights
+from lsmfm_jax.volumes.voxel_sizes import distinct_sizes
 
 
 def finetuning_setup(config: ConfigDict, folder: pathlib.Path, *, print_line: PrintLine = print) -> Setup:
@@ -90,6 +91,7 @@ def _record(config: ConfigDict, architecture: dict[str, Any], patches: Patches) 
         "dtype": config.model.dtype,
         "scaling": configured_scale(config).record(),
         "patch_size": list(config.data.patch_size),
+        "voxel_sizes_um": distinct_sizes((p.voxel_size_um, p.voxel_size_source) for p in patches.train),
         "init_from": config.init_from,
         "patches": {"train": [p.name for p in patches.train], "validation": [p.name for p in patches.validation]},
     }
