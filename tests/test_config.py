@@ -152,6 +152,13 @@ def test_overrides_change_what_they_name_and_nothing_else():
     ]
 
 
+def test_the_last_override_of_a_key_counts():
+    """A makefile or a script gives some, and the person who calls it others."""
+    given = ["--config.data.stores=('a',)", "--config.train.batch_size=4", "--config.data.stores=('b',)"]
+    config = load_config(_recipe(), [*given, "--config.train.batch_size=2"])
+    assert config.data.stores == ("b",) and config.train.batch_size == 2
+
+
 def test_a_locked_configuration_refuses_a_new_key():
     with pytest.raises(AttributeError):
         defaults("pretrain").train.new_key = 1

@@ -351,3 +351,29 @@ def test_evaluate_judges_what_predict_wrote(runs, tmp_path, capsys):
     assert float(judged["dice"]) == pytest.approx(rows[0]["dice"], abs=1e-5)
     assert main([*arguments, "--volume-pattern", "("]) == 2
     assert "volume pattern" in capsys.readouterr().err
+
+
+def test_one_channel_of_files_with_several(runs, tmp_path):
+    """Each file is predicted as its channel saved alone is."""
+    first, second = rng_volume((16, 16, 20)), rng_volume((16, 16, 20), seed=1)
+    both = np.stack([first.transpose(2, 1, 0), second.transpose(2, 1, 0)], axis=-1)
+    nibabel.Nifti1Image(both, AFFINE).to_filename(tmp_path / "both.nii.gz")
+    alone = save(tmp_path / "alone.nii.gz", second)
+    arguments = ["predict", "--checkpoint", str(runs["segment"])]
+    assert main([*arguments, str(tmp_path / "both.nii.gz"), "--channel", "1", "--out", str(tmp_path / "a")]) == 0
+    assert main([*arguments, str(alone), "--out", str(tmp_path / "b")]) == 0
+    found, wanted = (
+        nibabel.load(tmp_path / name / f"{file}_prob.nii.gz").get_fdata()
+        for name, file in (("a", "both"), ("b", "alone"))
+    )
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_files_with_several_channels_need_a_choice(runs, tmp_path, capsys):
+    both = np.stack([rng_volume((16, 16, 20)), rng_volume((16, 16, 20), seed=1)], axis=-1)
+    nibabel.Nifti1Image(both, AFFINE).to_filename(tmp_path / "both.nii.gz")
+    arguments = ["predict", "--checkpoint", str(runs["segment"]), str(tmp_path / "both.nii.gz")]
+    assert main([*arguments, "--out", str(tmp_path / "a")]) == 2
+    assert "2 channels, expected one; name one where the command has --channel" in capsys.readouterr().err
+    assert main([*arguments, "--channel", "2", "--out", str(tmp_path / "b")]) == 2
+    assert "channel 2 was asked for, it has 2" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 
-from lsmfm_jax.cli.arguments import part, three
+from lsmfm_jax.cli.arguments import from_zero, part, three
 from lsmfm_jax.errors import LsmfmError
 
 
@@ -46,8 +46,8 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
     predict.add_argument("--batch", type=int, default=1, help="windows on the device at a time (default 1)")
     predict.add_argument("--overwrite", action="store_true", help="replace results that are there")
     brain = predict.add_argument_group("one volume of any size, with --out RESULT.ome.zarr")
-    brain.add_argument("--channel", type=int, help="of the volume, from 0")
-    brain.add_argument("--level", type=int, default=0, help="of its pyramid, 0 is the finest (default 0)")
+    brain.add_argument("--channel", type=from_zero, help="of the volume, or of each file, from 0")
+    brain.add_argument("--level", type=from_zero, default=0, help="of its pyramid, 0 is the finest (default 0)")
     brain.add_argument(
         "--box",
         metavar="Z0:Z1,Y0:Y1,X0:X1",
@@ -138,7 +138,7 @@ def _predict(options: argparse.Namespace) -> int:
         options.checkpoint,
         [pathlib.Path(path) for path in options.inputs],
         options.out,
-        settings=Settings(options.overlap, options.threshold, options.batch),
+        settings=Settings(options.overlap, options.threshold, options.batch, options.channel),
         window=options.window,
         flips=options.tta,
         uncertainty=options.uncertainty,
@@ -151,7 +151,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _refuse_options(options: argparse.Namespace) -> None:
     """Options of one volume, and volumes that are folders, need an OME-Zarr to write to."""
-    named = ("channel", "box", "levels_from", "mask", "part", "dry_run", "prepare", "shard", "no_skip", "blank_below")
+    named = ("box", "levels_from", "mask", "part", "dry_run", "prepare", "shard", "no_skip", "blank_below")
     named += ("also",)
     given = [name for name in named if getattr(options, name) not in (None, False)]
     volumes = [path for path in options.inputs if "://" in path or pathlib.Path(path).suffix in (".zarr", ".n5")]

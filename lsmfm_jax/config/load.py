@@ -20,7 +20,8 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Args:
         spec: name of a recipe of the package, or path of a Python file that defines
             `get_config(variant: str = "")`; with `:variant` behind it or not.
-        overrides: arguments such as `--config.train.batch_size=8`; tuples as `"--config.a.b=(1, 2)"`.
+        overrides: arguments such as `--config.train.batch_size=8`; tuples as `"--config.a.b=(1, 2)"`. The last one of
+            a key counts.
 
     Returns:
         A locked configuration.
@@ -32,6 +33,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     flag = f"--config={find_recipe(recipe)}{colon}{variant}"
     config = _parse([flag], spec)
     known = [key for key, _ in flatten(config)]
+    last = {}
     for override in overrides:
         name, equals, _ = override.removeprefix("--config.").partition("=")
         if not override.startswith("--config.") or not equals:
@@ -40,7 +42,9 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
             raise ConfigError(f"{override}: not understood; write --config.key=value{hint}")
         if name not in known:
             raise ConfigError(unknown_key_message(name, known))
-    config = _parse([flag, *overrides], spec)
+        # Of a tuple that is given twice the library would make one of both.
+        last[name] = override
+    config = _parse([flag, *last.values()], spec)
     validate(config)
     return config
 

@@ -25,11 +25,13 @@ class Settings:
         overlap_frac: least share of a window that the next one covers again, at most 0.9.
         threshold: probability from which on a voxel is foreground.
         batch_size: windows on the device at a time.
+        channel: of files with several, from 0; None: they have one.
     """
 
     overlap_frac: float = 0.25
     threshold: float = 0.5
     batch_size: int = 1
+    channel: int | None = None
 
     def __post_init__(self) -> None:
         for name, value, low, high in (

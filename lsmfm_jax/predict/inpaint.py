@@ -85,7 +85,7 @@ def write_inpainted(predictor: Predictor, case: Case, out: pathlib.Path, setting
         PredictionError: there is no mask beside the image, it marks nothing or everything, it does not lie on the
             image, or a box is larger than the network's windows.
     """
-    image, info = read_single(case.path)
+    image, info = read_single(case.path, channel=settings.channel)
     hidden = _hidden_of(case, image, info)
     truth = truth_like(case, image, info)
     try:

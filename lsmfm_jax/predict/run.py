@@ -167,7 +167,7 @@ def _windows_text(predictor: Predictor | Ensemble) -> str:
 
 
 def _segment(predictor: Predictor | Ensemble, case: Case, out: pathlib.Path, settings: Settings) -> Row:
-    image, info = read_single(case.path, allow_constant=True)
+    image, info = read_single(case.path, allow_constant=True, channel=settings.channel)
     truth = mask_like(case, image, info, label_values(predictor.record.get("labels")))
     found = in_memory.segment(predictor, image, info.voxel_size_um, settings)
     probability, mask = found.probability, found.mask
@@ -197,7 +197,7 @@ def _segment(predictor: Predictor | Ensemble, case: Case, out: pathlib.Path, set
 
 def write_classes(predictor: Predictor, case: Case, out: pathlib.Path, settings: Settings) -> Row:
     """Writes the picture of a classified file and gives its row."""
-    image, info = read_single(case.path)
+    image, info = read_single(case.path, channel=settings.channel)
     found = in_memory.classify(predictor, image, info.voxel_size_um, settings)
     classes, probabilities = list(found.probabilities), np.array(list(found.probabilities.values()), np.float32)
     truth = class_of(case, classes)
@@ -209,7 +209,7 @@ def write_classes(predictor: Predictor, case: Case, out: pathlib.Path, settings:
 
 
 def _deblur(predictor: Predictor, case: Case, out: pathlib.Path, settings: Settings) -> Row:
-    image, info = read_single(case.path)
+    image, info = read_single(case.path, channel=settings.channel)
     truth = truth_like(case, image, info)
     found = in_memory.deblur(predictor, image, info.voxel_size_um, settings)
     sharp, levels = found.volume, found.levels

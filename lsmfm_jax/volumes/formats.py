@@ -141,7 +141,7 @@ def channels_first(array: np.ndarray) -> np.ndarray:
         if array.shape[0] >= min(array.shape[1:]):
             raise Unreadable(
                 f"of its four axes {shape} neither the first nor the last is short enough to be channels",
-                "say what they are with --axes, or save each volume or time point as a file of its own",
+                "say what they are (lsmfm data ingest --axes), or save each volume or time point as a file of its own",
             )
     else:
         raise Unreadable(f"it has {array.ndim} axes {shape}, expected Z, Y, X and at most channels", "save it as 3D")

@@ -132,7 +132,7 @@ def read_single(
         raise VolumeError(
             str(path),
             f"it has {len(volume.channels)} channels, expected one",
-            "save the channels as single files",
+            "name one where the command has --channel, or save the channels as single files",
         )
     return volume.channels[0], volume.info
 

@@ -31,7 +31,7 @@ from lsmfm_jax.volumes.ome import ome_files, ome_voxel_size, promised_planes
 IMAGEJ_UNITS = {"um": "micron", "µm": "micron", "micrometer": "micron", "micrometre": "micron", "microns": "micron"}
 UNCOMPRESSED = 1
 LISTED = 6
-_NAME_THE_AXES = "say which axes they are with --axes, or save one volume a file"
+_NAME_THE_AXES = "say which axes they are (lsmfm data ingest --axes), or save one volume a file"
 
 
 def read_tiff(path: pathlib.Path, *, axes: str | None = None, series: int | None = None) -> Decoded:
