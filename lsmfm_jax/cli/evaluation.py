@@ -1,4 +1,4 @@
-"""Judges masks of any tool, and a pretrained run by texts: `lsmfm evaluate`, `lsmfm zeroshot`."""
+"""Judges masks of any tool, and pretrained runs: `lsmfm evaluate`, `lsmfm zeroshot`, `lsmfm probe`."""
 
 import argparse
 import pathlib
@@ -9,6 +9,7 @@ from lsmfm_jax.cli.arguments import three, whole_numbers
 def add(commands: argparse._SubParsersAction) -> None:
     """Adds the commands of this file."""
     _add_zeroshot(commands)
+    _add_probe(commands)
     evaluate = commands.add_parser("evaluate", help="judge masks or label images of any tool against labels")
     evaluate.add_argument(
         "--pred",
@@ -65,6 +66,39 @@ def _add_zeroshot(commands: argparse._SubParsersAction) -> None:
         "--random-draws", type=int, default=3, help="networks with random weights to compare with (default 3)"
     )
     zeroshot.set_defaults(run=_zeroshot)
+
+
+def _add_probe(commands: argparse._SubParsersAction) -> None:
+    probe = commands.add_parser(
+        "probe", help="what a run's features say of voxels: a linear layer on them, beside random weights"
+    )
+    probe.add_argument("run_folder", type=pathlib.Path, metavar="RUN", help="folder of a run; it may still train")
+    probe.add_argument("folder", type=pathlib.Path, metavar="PATCHES", help="annotated patches, as for finetuning")
+    values = {"type": whole_numbers, "default": (), "metavar": "VALUES"}
+    probe.add_argument("--foreground", **values, help="label values that are foreground, such as 2,4")
+    probe.add_argument("--background", **values, help="label values that are background")
+    probe.add_argument("--ignore", **values, help="label values of voxels that count nowhere")
+    probe.add_argument("--out", type=pathlib.Path, help="JSON to write")
+    probe.add_argument("--seed", type=int, default=0, help="of the split, the voxels and the random weights")
+    probe.set_defaults(run=_probe)
+
+
+def _probe(options: argparse.Namespace) -> int:
+    from lsmfm_jax.predict.linear_probe import probe_run
+    from lsmfm_jax.train.compilation import start_devices
+
+    print_line = start_devices()
+    probe_run(
+        options.run_folder,
+        options.folder,
+        foreground=options.foreground,
+        background=options.background,
+        ignore=options.ignore,
+        out=options.out,
+        seed=options.seed,
+        print_line=print_line,
+    )
+    return 0
 
 
 def _zeroshot(options: argparse.Namespace) -> int:
