@@ -48,6 +48,25 @@ def test_every_benchmark_is_there_and_explains_itself():
         assert text.startswith('"""') and "outcome.parser(__doc__)" in text, name
 
 
+def test_means_of_voxel_models_are_judged_on_other_patches(tmp_path):
+    """Balls that are brighter than the rest: all means find them, and a draw is judged by itself."""
+    import voxel_models
+    from labelled_toy import write_patches
+
+    folder = write_patches(tmp_path / "patches", count=4, size=24)
+    names = sorted(path.name.removesuffix("_label.nii.gz") for path in folder.glob("*_label.nii.gz"))
+    patches = [voxel_models.read(folder, name, voxel_models.LabelValues((), (), ())) for name in names]
+    assert patches[0].features["curvatures"].shape == (24, 24, 24, 10)
+    found = voxel_models.judged(patches[:2], patches[2:], seed=1)
+    assert found.keys() == voxel_models.MEANS.keys() and min(found.values()) > 0.8
+    # Where all is foreground that one of two members finds, their mean lies between.
+    members = {name: voxel_models.fitted(patches[:2], patches[2:], name, 1)[0] for name in ("threshold", "gaussians")}
+    truth = patches[2].truth[patches[2].counted]
+    both = voxel_models.dice(members["threshold"] + members["gaussians"] > 0, truth)
+    alone = voxel_models.judged(patches[:2], patches[2:3], seed=1)
+    assert alone["share .5"] == pytest.approx(both, abs=1e-4)
+
+
 def test_patches_are_put_back_where_their_names_say(tmp_path):
     import real_planes
 
