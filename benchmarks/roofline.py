@@ -6,9 +6,8 @@
 
 A kernel can be no faster than its operations at the peak of the matrix units, nor than its bytes over the bandwidth of
 the memory; the larger of both is its least time. `bound_patches_per_s` is what is left if every kernel reaches that.
-Nothing here is a measurement. Two things can make a card quicker than the sum: arrays that stay in its cache (50 MB)
-from one kernel to the next, and other kernels than those that were compiled for without tuning. All else makes it
-slower.
+Nothing here is a measurement. Two things can make a card quicker than the sum: arrays that stay in its cache from one
+kernel to the next, and other kernels than those that were compiled for without tuning. All else makes it slower.
 """
 
 import argparse
