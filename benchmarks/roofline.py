@@ -12,7 +12,8 @@ kernel to the next, and other kernels than those that were compiled for without 
 
 import argparse
 import pathlib
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gpu_target  # First: it sets what JAX reads when it starts.
@@ -63,7 +64,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], list[Kernel]]:
 
 
 def bounds(found: Sequence[Kernel], batch: int, *, operations_per_s: float, bytes_per_s: float) -> dict[str, Any]:
-    """Sums over all kernels, by kind, and the kernels with the longest least time.
+    """Sums over all kernels, by kind, by part of the step, and the kernels with the longest least time.
 
     Args:
         found: kernels of one step.
@@ -75,10 +76,16 @@ def bounds(found: Sequence[Kernel], batch: int, *, operations_per_s: float, byte
     def least(kernel: Kernel) -> float:
         return least_seconds(kernel, operations_per_s, bytes_per_s)
 
-    kinds = {}
-    for kind in sorted({kernel.kind for kernel in found}):
-        of_kind = [kernel for kernel in found if kernel.kind == kind]
-        kinds[kind] = {"kernels": sum(kernel.times for kernel in of_kind)} | _sums(of_kind, list(map(least, of_kind)))
+    def grouped(name: str, of: Callable[[Kernel], str]) -> list[dict[str, Any]]:
+        groups: dict[str, list[Kernel]] = {}
+        for kernel in found:
+            groups.setdefault(of(kernel), []).append(kernel)
+        rows = [
+            {name: group, "kernels": sum(kernel.times for kernel in inside)} | _sums(inside, list(map(least, inside)))
+            for group, inside in groups.items()
+        ]
+        return sorted(rows, key=lambda row: -row["least_ms"])
+
     seconds = list(map(least, found))
     longest = sorted(zip(seconds, found, strict=True), key=lambda pair: -pair[0])[:TOP]
     return {
@@ -89,9 +96,21 @@ def bounds(found: Sequence[Kernel], batch: int, *, operations_per_s: float, byte
         "operations_ms": sum(kernel.times * kernel.operations for kernel in found) / operations_per_s * 1e3,
         "bytes_ms": sum(kernel.times * kernel.bytes for kernel in found) / bytes_per_s * 1e3,
         "bound_patches_per_s": batch / sum(seconds),
-        "kinds": [{"kind": kind, **sums} for kind, sums in kinds.items()],
+        "kinds": grouped("kind", lambda kernel: kernel.kind),
+        "parts": grouped("part", lambda kernel: part(kernel.source)),
         "longest": [_row(kernel, seconds_each, operations_per_s, bytes_per_s) for seconds_each, kernel in longest],
     }
+
+
+def part(source: str) -> str:
+    """Which part of the step an operation belongs to, by the names of modules, which begin with a capital letter.
+
+    Outside of modules, loops are those of the losses that work slab by slab.
+    """
+    module = re.search(r"\b[A-Z]\w+", source)
+    if module is None:
+        return "losses, in loops" if "while/" in source else "rest"
+    return f"{module[0]}, attention" if "/attention/" in source else module[0]
 
 
 def least_seconds(kernel: Kernel, operations_per_s: float, bytes_per_s: float) -> float:

@@ -137,4 +137,23 @@ def test_the_larger_of_both_times_counts():
     kinds = {row["kind"]: row for row in result["kinds"]}
     assert kinds["convolution"]["kernels"] == 3 and kinds["convolution"]["operations"] == 12_000
     assert sum(row["least_ms"] for row in kinds.values()) == pytest.approx(result["least_ms"])
+    (everything,) = result["parts"]
+    assert (everything["part"], everything["kernels"], everything["bytes"]) == ("rest", 6, 20 + 1500 + 800)
     assert "%slow" in roofline.table(found, 1e3, 1e2)
+
+
+@pytest.mark.parametrize(
+    ("source", "part"),
+    [
+        ("jit(step)/transpose(jvp(UNet.trunk))/jvp(UNet.trunk)/checkpoint/up_0.grow/norm/reduce_sum", "UNet"),
+        ("jit(step)/jvp(SwinUNETR.trunk)/stage_0/block_1/attention/cond/while/body/mul", "SwinUNETR, attention"),
+        ("jit(step)/jvp(LightDecoder)/conv_0/conv_general_dilated", "LightDecoder"),
+        ("jit(step)/jvp()/while/body/closed_call/jit(log_softmax)/sub", "losses, in loops"),
+        ("jit(step)/add", "rest"),
+        ("", "rest"),
+    ],
+)
+def test_the_part_of_the_step_is_the_module(source, part):
+    import roofline
+
+    assert roofline.part(source) == part
