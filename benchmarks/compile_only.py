@@ -60,6 +60,7 @@ def main() -> None:
         dtype=options.dtype or "bfloat16",
         text=options.text,
         tiny=options.tiny,
+        xla=options.xla,
     )
     config.mesh.depth = options.depth
     forms = {"plain_tail": plain_tail, "distillation_at_once": distillation_at_once}

@@ -15,6 +15,8 @@ WIDE_WINDOW = 10
 
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _RESULT = re.compile(r"= (\([^=]*?\)|\S+) ([a-z][\w-]*)\(")
+# In long lists of results: `/*index=5*/`.
+_COMMENT = re.compile(r"/\*.*?\*/")
 
 
 def describe(compiled: Any) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def describe(compiled: Any) -> dict[str, Any]:
 
 def _operation(line: str) -> tuple[str, str]:
     """Result type and name of an instruction; a name without `-start`, empty for the `-done` half."""
-    found = _RESULT.search(line)
+    found = _RESULT.search(_COMMENT.sub("", line))
     if found is None:
         return "", ""
     name = found[2]

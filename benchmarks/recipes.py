@@ -39,10 +39,22 @@ def add_arguments(parser: argparse.ArgumentParser, *, batch: int = 1) -> None:
     parser.add_argument("--batch", type=int, default=batch, help=f"patches in a step (default {batch})")
     parser.add_argument("--text", action="store_true", help="with a text tower of bert-base's size")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, else bfloat16")
+    parser.add_argument(
+        "--xla", choices=("default", "fast", "deterministic"), default="default", help="mode of the compiler, train.xla"
+    )
     parser.add_argument("--tiny", action="store_true", help="the recipe's tiny networks, to try a benchmark out")
 
 
-def recipe(model: str, *, size: int, batch: int, dtype: str, text: bool = False, tiny: bool = False) -> ConfigDict:
+def recipe(
+    model: str,
+    *,
+    size: int,
+    batch: int,
+    dtype: str,
+    text: bool = False,
+    tiny: bool = False,
+    xla: str = "default",
+) -> ConfigDict:
     """The configuration of a model's recipe at a size; the SwinUNETR with 36 features, with text or without.
 
     Args:
@@ -52,6 +64,7 @@ def recipe(model: str, *, size: int, batch: int, dtype: str, text: bool = False,
         dtype: compute type.
         text: with captions.
         tiny: the recipe's tiny variant.
+        xla: which flags the compiler gets, see `lsmfm_jax.train.platform_flags`.
     """
     variant = "_".join(word for word, wanted in (("tiny", tiny), ("image_only", not text)) if wanted)
     overrides = {
@@ -59,6 +72,7 @@ def recipe(model: str, *, size: int, batch: int, dtype: str, text: bool = False,
         "data.patch_size": (size * 3 // 2,) * 3,
         "train.batch_size": batch,
         "model.dtype": dtype,
+        "train.xla": xla,
     }
     if model == "swin_unetr" and not tiny:
         overrides["model.swin_unetr.feature_size"] = 36

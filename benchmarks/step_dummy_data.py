@@ -53,6 +53,7 @@ def described(config: Any) -> dict[str, Any]:
         "patch_size": list(config.data.patch_size),
         "batch_size": config.train.batch_size,
         "accumulate_steps": config.train.accumulate_steps,
+        "xla": config.train.xla,
     }
 
 

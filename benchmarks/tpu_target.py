@@ -75,14 +75,23 @@ def devices(target: str) -> list[Any]:
     Raises:
         CompilerMissing: there is no libtpu; the message says how to get it.
     """
+    return slice_devices(CHIPS[target].topology)
+
+
+def slice_devices(topology: str) -> list[Any]:
+    """Descriptions of the chips of a slice, which libtpu names by kind and extent, such as `v5e:8x8`.
+
+    Raises:
+        CompilerMissing: there is no libtpu; the message says how to get it.
+    """
     try:
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[target].topology)
+        described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except Exception as error:
         raise CompilerMissing(
             f"no compiler for TPUs here ({error}): `make bench-tpu-env` makes an environment with libtpu, no TPU "
             "needed; then run this with .venv-tpu/bin/python"
         ) from error
-    return list(topology.devices)
+    return list(described.devices)
 
 
 def compile_for_tpu(jitted: Any, *arguments: Any) -> Any:

@@ -54,6 +54,7 @@ def recipe_of(options: argparse.Namespace) -> ConfigDict:
         dtype=options.dtype or default_dtype(),
         text=options.text,
         tiny=options.tiny,
+        xla=options.xla,
     )
 
 
@@ -103,7 +104,7 @@ def build(config: ConfigDict, *, devices: Sequence[jax.Device] | None = None) ->
         return state_of(task, optimiser, *task.init(key))
 
     state = jax.jit(start, out_shardings=shardings)(jax.random.key(config.seed))
-    return Built(config, task, mesh, compile_step(step, shardings, mesh), state)
+    return Built(config, task, mesh, compile_step(step, shardings, mesh, xla=config.train.xla), state)
 
 
 def on_mesh(built: Built, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -130,4 +131,4 @@ def lowered_arguments(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Call
 
     state = jax.tree.map(placed, abstract, shardings)
     batch = jax.tree.map(placed, batch, batch_shardings(batch, mesh))
-    return compile_step(step, shardings, mesh), state, batch
+    return compile_step(step, shardings, mesh, xla=config.train.xla), state, batch

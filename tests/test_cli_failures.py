@@ -25,6 +25,7 @@ from lsmfm_jax.files import replace_json
 from lsmfm_jax.locks import Locked, locked
 from lsmfm_jax.tasks.finetune_patches import read_patches
 from lsmfm_jax.train import compilation
+from lsmfm_jax.train.platform_flags import FLAGS, Flag
 from lsmfm_jax.train.resume import ResumeError, check_run_folder
 from lsmfm_jax.train.sharding import batch_shardings, make_mesh
 
@@ -223,7 +224,9 @@ def test_a_lock_names_its_holder_and_leaves_nothing_behind(tmp_path):
 
 
 def test_an_option_that_the_compiler_does_not_know_is_left_out(monkeypatch, caplog):
-    monkeypatch.setitem(compilation._WITHOUT_YNNPACK, "xla_cpu_an_option_of_tomorrow", True)
+    monkeypatch.setitem(
+        FLAGS["cpu"]["default"], "xla_cpu_an_option_of_tomorrow", Flag(True, "as a later release may name one")
+    )
     mesh = make_mesh(data=1, fsdp=1, depth=1, devices=jax.devices()[:1])
     options = compilation.compiler_options(mesh)
     assert "xla_cpu_an_option_of_tomorrow" not in options and "xla_cpu_experimental_ynn_fusion_type" in options

@@ -18,7 +18,7 @@ from lsmfm_jax.config import defaults
 from lsmfm_jax.models import conv_kernels
 from lsmfm_jax.models.text import BertConfig
 from lsmfm_jax.tasks.pretrain import pretraining_task
-from lsmfm_jax.train import sharding
+from lsmfm_jax.train import device_order
 from lsmfm_jax.train.loop import compile_on_validation
 from lsmfm_jax.train.run import compile_step
 from lsmfm_jax.train.sharding import batch_shardings, make_mesh, put_batch, state_shardings
@@ -192,7 +192,7 @@ def test_validation_splits_z_as_well():
 
 
 def test_a_volume_is_split_within_one_process_only(monkeypatch):
-    monkeypatch.setattr(sharding, "_process_of", lambda device: device.id // 4)
+    monkeypatch.setattr(device_order, "process_of", lambda device: device.id // 4)
     assert dict(make_mesh(data=2, depth=4).shape) == {"data": 2, "fsdp": 1, "depth": 4}
     with pytest.raises(ValueError, match=r"mesh.depth: 8 does not divide the devices of each process"):
         make_mesh(data=1, depth=8)

@@ -113,8 +113,8 @@ class _Clock:
         monkeypatch.setattr(loop_module, "time", types.SimpleNamespace(monotonic=lambda: self.now))
         compile_step = run_module.compile_step
 
-        def timed(*arguments):
-            inner = compile_step(*arguments)
+        def timed(*arguments, **settings):
+            inner = compile_step(*arguments, **settings)
 
             def step(state, batch):
                 self.now += step_s if self.steps else compile_s

@@ -149,6 +149,28 @@ def test_products_of_matrices_are_no_convolutions():
     assert compiled_program.wide_convolutions([product + ', metadata={op_name="jit(f)/vmap()/dot_general"}']) == []
 
 
+def test_all_reduces_of_many_gradients_at_once_are_counted():
+    """From the sixth result on, a comment with an equals sign stands in the type: 68 were counted, and not the rest."""
+    import compiled_program
+
+    kernel, bias = "bf16[3,3,3,8,16]{4,3,2,1,0:T(8,128)(2,1)S(1)}", "f32[16]{0:T(128)}"
+    many = ", ".join([kernel, *[bias] * 4, f"/*index=5*/{kernel}", *[bias] * 4, f"/*index=10*/{bias}"])
+    lines = [
+        "  %norm = f32[32]{0:T(128)S(1)} all-reduce(%sums), channel_id=1, to_apply=%add",
+        "  %few = (f32[8]{0:T(128)}, f32[]{:T(128)}) all-reduce(%a, %b), channel_id=2, to_apply=%add",
+        f"  %gradients = ({many}) all-reduce(%c, %d, /*index=5*/%e), channel_id=3, to_apply=%add",
+        "  %begun = (f32[4]{0}, f32[32]{0}) all-gather-start(%f), channel_id=4, dimensions={0}",
+        "  %done = f32[32]{0} all-gather-done(%begun)",
+        # It takes the result of one, and is none.
+        "  %mean = f32[32]{0:T(128)S(1)} fusion(%all-reduce.1), kind=kLoop, calls=%fused",
+    ]
+    gradients = 2 * (3 * 3 * 3 * 8 * 16) * 2 + 9 * 16 * 4
+    assert compiled_program._collectives(lines) == {
+        "all-reduce": {"count": 3, "bytes": 32 * 4 + (8 + 1) * 4 + gradients},
+        "all-gather": {"count": 1, "bytes": 32 * 4},
+    }
+
+
 def _compiled_only(*options, tmp_path):
     out = tmp_path / "found.json"
     command = [sys.executable, str(FOLDER / "compile_only.py"), "--target", "tpu-v5e", "--tiny", *options]

@@ -101,6 +101,11 @@ _TRAIN: Schema = {
     "profile_steps": Key(
         0, "steps from the fourth on whose profiler trace goes to profile/; 0: none", low=0, high=1000
     ),
+    "xla": Key(
+        "default",
+        "flags of the compiler: fast (should help, measure it) or deterministic (the same bits again on a GPU, slower)",
+        choices=("default", "fast", "deterministic"),
+    ),
     "tensorboard": Key(True, "write TensorBoard files"),
     "wandb_project": Key("", "Weights & Biases project; empty: off"),
 }

@@ -2,14 +2,17 @@
 
 import ctypes
 import functools
+import importlib.metadata
 import logging
 import os
 import pathlib
 from collections.abc import Callable, Mapping
 
 import jax
+from jax.sharding import SingleDeviceSharding
 
-from lsmfm_jax.errors import LsmfmError
+from lsmfm_jax.errors import InputError, LsmfmError
+from lsmfm_jax.train.platform_flags import Value, wanted_flags
 from lsmfm_jax.train.signals import listen
 
 log = logging.getLogger(__name__)
@@ -50,22 +53,23 @@ def start_devices() -> Callable[[str], None]:
     return print_line
 
 
-# What XLA gives to YNNPACK by default and does better itself: its sums over channels take three times as long there.
-# On the SwinUNETR's step this saves a third of the time and a tenth of the memory; it costs the UNet's a twentieth of
-# the time and saves it a seventh of the memory (batch 1, 64³, 2 cores).
-_WITHOUT_YNNPACK = {"xla_cpu_experimental_ynn_fusion_type": ""}
-# Ordered to run side by side, as is XLA's default, operations hold a quarter more and, as most use all cores by
-# themselves, are no quicker.
-_MEMORY_BEFORE_CONCURRENCY = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+def compiler_options(mesh: jax.sharding.Mesh, mode: str = "default") -> dict[str, Value] | None:
+    """Options for `jax.jit` of what runs on the mesh: the flags of a mode, `train.xla`; see `platform_flags`.
 
-
-def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, bool | str | int] | None:
-    """Options for `jax.jit` of what runs on the mesh: those measured to help on a CPU, none elsewhere."""
-    if mesh.devices.flat[0].platform != "cpu":
-        return None
-    # One device alone, where it was measured: with more, the default order of the collectives stays.
-    wanted = _WITHOUT_YNNPACK | (_MEMORY_BEFORE_CONCURRENCY if mesh.size == 1 else {})
-    return _known(wanted)
+    Raises:
+        InputError: the mode is unknown, or something that it needs is set otherwise or not known to this compiler.
+    """
+    first = mesh.devices.flat[0]
+    device = next((device for device in mesh.devices.flat if device.process_index == jax.process_index()), first)
+    wanted = wanted_flags(device.platform, mode, devices=mesh.size)
+    options = _known({name: flag.value for name, flag in wanted.items()}, device)
+    missing = [name for name, flag in wanted.items() if flag.needed and name not in (options or {})]
+    if missing:
+        raise InputError(
+            f"train.xla: {mode!r} needs {', '.join(missing)}, which jaxlib {importlib.metadata.version('jaxlib')} does "
+            "not take; choose another mode (default, fast), or a jaxlib that takes it"
+        )
+    return options
 
 
 # Drawing parameters runs once, and its program is long: the rounds of the random numbers, written out for each tensor.
@@ -78,23 +82,25 @@ _COMPILE_QUICKLY = {
 }
 
 
-def run_once_options(platform: str) -> dict[str, bool | str | int] | None:
+def run_once_options(platform: str) -> dict[str, Value] | None:
     """Options for `jax.jit` of what runs a single time on `platform`: on a CPU compiled quickly, not to run quickly."""
     if platform != "cpu":
         return None
     return _known(_COMPILE_QUICKLY)
 
 
-def _known(wanted: Mapping[str, bool | str | int]) -> dict[str, bool | str | int] | None:
-    """Those options that the installed compiler takes; None where it takes none."""
-    return {name: value for name, value in wanted.items() if _is_known(name, value)} or None
+def _known(wanted: Mapping[str, Value], device: jax.Device | None = None) -> dict[str, Value] | None:
+    """Those options that the compiler for a device takes (without one, JAX's own); None where it takes none."""
+    return {name: value for name, value in wanted.items() if _is_known(name, value, device)} or None
 
 
 @functools.cache
-def _is_known(option: str, value: bool | str | int) -> bool:
-    """Whether the installed compiler takes an option: its names change between releases, and an unknown one raises."""
+def _is_known(option: str, value: Value, device: jax.Device | None) -> bool:
+    """Whether the compiler takes an option: their names change between releases, and an unknown one raises."""
+    place = None if device is None else SingleDeviceSharding(device)
+    number = jax.ShapeDtypeStruct((), "float32", sharding=place)
     try:
-        jax.jit(lambda x: x, compiler_options={option: value}).lower(0.0).compile()
+        jax.jit(lambda x: x, compiler_options={option: value}).lower(number).compile()
     except Exception as error:  # of jaxlib, whose class and text change as well
         log.warning(
             "this jaxlib does not take the compiler option %s, which saves time or memory: running without it (%s)",

@@ -49,6 +49,7 @@ class LoopSettings:
     on_disk_full: str
     monitor: str
     higher_is_better: bool
+    xla: str = "default"
 
     @property
     def total_steps(self) -> int:
@@ -83,13 +84,15 @@ class Run:
     tracker: Tracker | None
 
 
-def compile_on_validation(function: Callable[..., PyTree], task: Task, mesh: Mesh) -> Callable[..., PyTree]:
+def compile_on_validation(
+    function: Callable[..., PyTree], task: Task, mesh: Mesh, *, xla: str = "default"
+) -> Callable[..., PyTree]:
     """Jits `evaluate` or `picture` to take a validation batch as it was read; results come whole to every device."""
 
     def prepared(params: PyTree, batch_stats: PyTree, teacher: PyTree, batch: PyTree) -> PyTree:
         return function(params, batch_stats, teacher, split_volumes(task.prepare_validation(batch), mesh))
 
-    program = jax.jit(prepared, out_shardings=replicated(mesh), compiler_options=compiler_options(mesh))
+    program = jax.jit(prepared, out_shardings=replicated(mesh), compiler_options=compiler_options(mesh, xla))
     return compiled_together(program)
 
 
@@ -119,9 +122,9 @@ class Loop:
         # Patches and seconds of steps alone, since the last line of metrics.
         self._patches = 0
         self._timed_from: float | None = None
-        self._evaluate = compile_on_validation(run.task.evaluate, run.task, run.mesh)
+        self._evaluate = compile_on_validation(run.task.evaluate, run.task, run.mesh, xla=settings.xla)
         picture = run.task.picture
-        self._picture = compile_on_validation(picture, run.task, run.mesh) if picture else None
+        self._picture = compile_on_validation(picture, run.task, run.mesh, xla=settings.xla) if picture else None
 
     def train(self, state: TrainState) -> tuple[TrainState, Ending]:
         """Trains until the end, a lack of progress or a signal; leaves a checkpoint of the last state.

@@ -18,6 +18,7 @@ from lsmfm_jax.train.fingerprints import combined_fingerprint
 from lsmfm_jax.train.initialise import load_matching
 from lsmfm_jax.train.loop import Ending, Loop, LoopSettings, Run
 from lsmfm_jax.train.optim import AdamWSettings, Rule, group_table, make_optimiser
+from lsmfm_jax.train.platform_flags import flag_record
 from lsmfm_jax.train.processes import compiled_together
 from lsmfm_jax.train.records import seal_records, versions
 from lsmfm_jax.train.sharding import batch_shardings, make_mesh, sharding_table, split_volumes, state_shardings
@@ -73,6 +74,8 @@ def execute(
     the configuration names in `init_from`, with other given parts; a fresh draw from the seed.
     """
     mesh = make_mesh(**config.mesh)
+    # Before anything is computed: what a mode needs may be set otherwise.
+    platform, options = mesh.devices.flat[0].platform, compiler_options(mesh, config.train.xla)
     settings = optimiser_settings(config, setup.steps_per_epoch)
     shapes = jax.eval_shape(setup.task.init, jax.random.key(config.seed))
     optimiser = make_optimiser(shapes[0], setup.rules, settings)
@@ -84,7 +87,8 @@ def execute(
         print_line(
             f"{parameter_count(shapes[0]):,} parameters on {mesh.size} devices, mesh {dict(mesh.shape)}\n{groups}"
         )
-        _write_records(folder, config, setup, {"groups": groups, "sharding": sharding_table(abstract, mesh)})
+        tables = {"groups": groups, "sharding": sharding_table(abstract, mesh)}
+        _write_records(folder, config, setup, tables, xla=flag_record(platform, config.train.xla, options))
     with contextlib.ExitStack() as closing:
         train = config.train
         checkpoints = Checkpoints(
@@ -112,7 +116,9 @@ def execute(
         run = Run(
             task=setup.task,
             step=_saved_from_the_first(
-                compiled_together(compile_step(_train_step(config, setup, optimiser), shardings, mesh))
+                compiled_together(
+                    compile_step(_train_step(config, setup, optimiser), shardings, mesh, xla=config.train.xla)
+                )
             ),
             batches=setup.batches,
             validation=setup.validation,
@@ -131,10 +137,12 @@ def execute(
         return state, ending
 
 
-def _write_records(folder: pathlib.Path, config: ConfigDict, setup: Setup, tables: dict[str, str]) -> None:
+def _write_records(
+    folder: pathlib.Path, config: ConfigDict, setup: Setup, tables: dict[str, str], *, xla: dict[str, Any]
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     replace_json(folder / "config.json", as_json(config))
-    replace_json(folder / "run.json", {**setup.record, "versions": versions()})
+    replace_json(folder / "run.json", {**setup.record, "versions": versions(), "xla": xla})
     for name, table in tables.items():
         replace_text(folder / f"{name}.txt", table + "\n")
     seal_records(folder)
@@ -181,8 +189,10 @@ def _loop_settings(config: ConfigDict, setup: Setup) -> LoopSettings:
     )
 
 
-def compile_step(step_fn: Callable[..., Any], shardings: PyTree, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
-    """Jits a step so that the state keeps its sharding and its memory."""
+def compile_step(
+    step_fn: Callable[..., Any], shardings: PyTree, mesh: jax.sharding.Mesh, *, xla: str = "default"
+) -> Callable[..., Any]:
+    """Jits a step so that the state keeps its sharding and its memory, with the compiler's flags of a mode."""
 
     def with_shardings(state: TrainState, batch: PyTree) -> Any:
         batch = jax.lax.with_sharding_constraint(batch, batch_shardings(batch, mesh))
@@ -193,7 +203,7 @@ def compile_step(step_fn: Callable[..., Any], shardings: PyTree, mesh: jax.shard
         donate_argnums=0,
         in_shardings=(shardings, None),
         out_shardings=(shardings, None),
-        compiler_options=compiler_options(mesh),
+        compiler_options=compiler_options(mesh, xla),
     )
 
 

@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from lsmfm_jax.errors import InputError
 from lsmfm_jax.models import BACKBONES
+from lsmfm_jax.train import device_order
 from lsmfm_jax.train.optim import leaf_path
 
 PyTree = Any
@@ -50,6 +51,9 @@ SPLIT_RULES = (
 def make_mesh(*, data: int = -1, fsdp: int = 1, depth: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes `data`, `fsdp` and `depth`; one of them may be -1 and takes what is left.
 
+    The rows of a process lie together, in the order of the processes; on TPUs neighbours along `fsdp` and `depth` are
+    neighbours in the slice where that is possible.
+
     Raises:
         ValueError: the axes do not multiply to the number of devices, or a volume would be split over processes.
     """
@@ -65,18 +69,14 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, depth: int = 1, devices: Sequenc
             f"mesh: {sizes} needs {math.prod(sizes.values())} devices, there are {len(devices)}; "
             "set one axis to -1 to fill up"
         )
-    grid = np.array(devices).reshape(tuple(sizes.values()))
+    grid = device_order.device_grid(devices, tuple(sizes.values()))
     # A process reads whole volumes, each for devices of its own.
-    if any(len(set(map(_process_of, column))) > 1 for column in grid.reshape(-1, sizes["depth"])):
+    if any(len(set(map(device_order.process_of, column))) > 1 for column in grid.reshape(-1, sizes["depth"])):
         raise InputError(
             f"mesh.depth: {sizes['depth']} does not divide the devices of each process ({jax.local_device_count()} "
             "here); a volume is split within one process only, so lower it"
         )
     return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
-
-
-def _process_of(device: jax.Device) -> int:
-    return device.process_index
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
