@@ -14,10 +14,30 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 import dataclasses
 
 import numpy as np
+import pyclesperanto
 import tifffile
+import torch
 from napari_cellseg3d.code_models.instance_segmentation import threshold, voronoi_otsu
-from napari_cellseg3d.config import InferenceWorkerConfig, ModelInfo
+from napari_cellseg3d.code_models.workers_utils import PRETRAINED_WEIGHTS_DIR, WeightsDownloader
+from napari_cellseg3d.config import MODEL_LIST, InferenceWorkerConfig, ModelInfo
 from napari_cellseg3d.dev_scripts.remote_inference import CONFIG, WINDOW_SIZE, inference_on_images
+
+
+def refuse_unfit_weights(name: str) -> None:
+    """Ends where the weights of a model lack some of its network's: CellSeg3D goes on with those as they were drawn.
+
+    Its networks are made by MONAI, which it takes in whatever version there is, and weights are loaded with
+    `strict=False`: what is missing is a line of its log.
+    """
+    network = MODEL_LIST[name]()
+    WeightsDownloader().download_weights(name, network.weights_file)
+    path = pathlib.Path(PRETRAINED_WEIGHTS_DIR) / network.weights_file
+    needed = {key for key, _ in network.named_parameters()}
+    if missing := sorted(needed - torch.load(path, map_location="cpu").keys()):
+        raise SystemExit(
+            f"{path}: {len(missing)} of the {len(needed)} parameters of {name} are not there, {missing[0]} among them; "
+            "install the MONAI that these weights were made with"
+        )
 
 
 def foreground_of(output: np.ndarray) -> np.ndarray:
@@ -59,6 +79,10 @@ def main() -> None:
     for name in ("--threshold", "--spot-sigma", "--outline-sigma"):
         parser.add_argument(name, type=float, required=True)
     given = parser.parse_args()
+    # Labels are made at the end, on OpenCL; without a driver its package just lacks the function.
+    if not hasattr(pyclesperanto, "voronoi_otsu_labeling"):
+        raise SystemExit("no OpenCL driver here; take a graphics card's, or a CPU's (Debian: pocl-opencl-icd)")
+    refuse_unfit_weights(given.model)
     model = ModelInfo(name=given.model, model_input_size=WINDOW_SIZE)
     # It keeps a copy of its output in a folder of results, which nobody needs.
     with tempfile.TemporaryDirectory() as results:
