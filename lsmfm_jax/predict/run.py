@@ -154,9 +154,10 @@ class _OtherSizes:
         self._print_line, self._told = print_line, set()
 
     def look(self, case: Case, row: Row) -> None:
-        text = row["voxel_size_um"]
+        # A task whose rows say nothing of voxels is not asked.
+        text = row.get("voxel_size_um", "")
         size = tuple(map(float, text.split())) or None
-        told = other_size(size, row["voxel_size_source"], self._trained)
+        told = other_size(size, row.get("voxel_size_source", ""), self._trained)
         if told and text not in self._told:
             self._told.add(text)
             self._print_line(f"{case.path}: {told}")
