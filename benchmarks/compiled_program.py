@@ -13,7 +13,7 @@ ACTIVATION_ELEMENTS = 64**3
 # A convolution with a window this wide is a weight gradient in the slow form.
 WIDE_WINDOW = 10
 
-_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _RESULT = re.compile(r"= (\([^=]*?\)|\S+) ([a-z][\w-]*)\(")
 # In long lists of results: `/*index=5*/`.
 _COMMENT = re.compile(r"/\*.*?\*/")
@@ -39,9 +39,14 @@ def describe(compiled: Any) -> dict[str, Any]:
     }
 
 
+def uncommented(line: str) -> str:
+    """A line of a program without the remarks in it."""
+    return _COMMENT.sub("", line)
+
+
 def _operation(line: str) -> tuple[str, str]:
     """Result type and name of an instruction; a name without `-start`, empty for the `-done` half."""
-    found = _RESULT.search(_COMMENT.sub("", line))
+    found = _RESULT.search(uncommented(line))
     if found is None:
         return "", ""
     name = found[2]
@@ -51,7 +56,7 @@ def _operation(line: str) -> tuple[str, str]:
 def arrays(result: str) -> list[tuple[int, int]]:
     """Elements and bytes of each array in a result type."""
     found = []
-    for kind, sizes in _ARRAY.findall(result):
+    for kind, sizes in ARRAY.findall(result):
         elements = math.prod(int(size) for size in sizes.split(",") if size)
         found.append((elements, elements * BYTES.get(kind, 4)))
     return found
@@ -96,7 +101,7 @@ def deepest_convolution(lines: list[str]) -> int:
     found = [0]
     for line in lines:
         labels = re.search(r"dim_labels=\w+->(\w+)", line)
-        sizes = _ARRAY.search(line.partition(" = ")[2])
+        sizes = ARRAY.search(line.partition(" = ")[2])
         # A weight gradient's result is a kernel, whose extent is no volume's.
         if _is_convolution(line) and labels and sizes and "BackwardFilter" not in line and "0" in labels[1]:
             found.append(int(sizes[2].split(",")[labels[1].index("0")]))

@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from compiled_program import BYTES, arrays
+from compiled_program import ARRAY, BYTES, arrays, uncommented
 from executed import computations, runs
 
 # They compute nothing, or their parts are kernels.
@@ -22,9 +22,7 @@ _NO_KERNEL = {
     "opt-barrier", "partition-id", "replica-id", "iota",
 }  # fmt: skip
 _PIECES = {"dynamic-slice", "slice", "gather"}
-_COMMENT = re.compile(r"/\*.*?\*/")
 _INSTRUCTION = re.compile(r"^\s*(ROOT )?(%[\w.$-]+) = (\(.*?\)|\S+) ([a-z][\w-]*)\((.*?)\)(?:,|$)")
-_SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +87,7 @@ def parsed(lines: list[str]) -> dict[str, Instruction]:
     """Instructions of one computation by name."""
     found = {}
     for line in lines:
-        match = _INSTRUCTION.match(_COMMENT.sub("", line))
+        match = _INSTRUCTION.match(uncommented(line))
         if match:
             root, name, result, operation, operands = match.groups()
             names = tuple(re.findall(r"%[\w.$-]+", operands))
@@ -210,7 +208,7 @@ def _size(result: str) -> int:
 
 def _sizes(result: str) -> list[int]:
     """Sizes of the first array of a result."""
-    found = _SHAPE.search(result)
+    found = ARRAY.search(result)
     if found is None or found[1] not in BYTES:
         raise ValueError(f"{result!r} begins with no array of a known type")
     return [int(size) for size in found[2].split(",") if size]

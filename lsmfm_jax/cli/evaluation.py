@@ -33,15 +33,19 @@ def add(commands: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--match-distance-um", type=float, help="the same in micrometres; needs --spacing-um")
     evaluate.add_argument("--pattern", help="regular expression whose group in a file's name is the patch")
     evaluate.add_argument("--volume-pattern", help="regular expression whose first group is the volume's name")
-    values = {"type": whole_numbers, "default": (), "metavar": "VALUES"}
-    evaluate.add_argument("--foreground", **values, help="label values that are foreground, such as 2,4")
-    evaluate.add_argument("--background", **values, help="label values that are background")
-    evaluate.add_argument("--ignore", **values, help="label values of voxels that count in no metric")
+    _add_label_values(evaluate)
     evaluate.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     evaluate.add_argument(
         "--max-ram", default="8G", help="of one volume: what needs all of it is left out beyond this (default 8G)"
     )
     evaluate.set_defaults(run=_evaluate)
+
+
+def _add_label_values(command: argparse.ArgumentParser) -> None:
+    values = {"type": whole_numbers, "default": (), "metavar": "VALUES"}
+    command.add_argument("--foreground", **values, help="label values that are foreground, such as 2,4")
+    command.add_argument("--background", **values, help="label values that are background")
+    command.add_argument("--ignore", **values, help="label values of voxels that count in no metric")
 
 
 def _add_zeroshot(commands: argparse._SubParsersAction) -> None:
@@ -74,10 +78,7 @@ def _add_probe(commands: argparse._SubParsersAction) -> None:
     )
     probe.add_argument("run_folder", type=pathlib.Path, metavar="RUN", help="folder of a run; it may still train")
     probe.add_argument("folder", type=pathlib.Path, metavar="PATCHES", help="annotated patches, as for finetuning")
-    values = {"type": whole_numbers, "default": (), "metavar": "VALUES"}
-    probe.add_argument("--foreground", **values, help="label values that are foreground, such as 2,4")
-    probe.add_argument("--background", **values, help="label values that are background")
-    probe.add_argument("--ignore", **values, help="label values of voxels that count nowhere")
+    _add_label_values(probe)
     probe.add_argument("--out", type=pathlib.Path, help="JSON to write")
     probe.add_argument("--seed", type=int, default=0, help="of the split, the voxels and the random weights")
     probe.set_defaults(run=_probe)

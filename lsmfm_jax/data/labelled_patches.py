@@ -51,6 +51,11 @@ class LabelledPatch:
     voxel_size_source: str = ""
     target_is_mask: bool = True
 
+    def scaled(self) -> Float[np.ndarray, "z y x"]:
+        """What a network sees of the patch: `low` and `high` at 0 and 1, cut to between them."""
+        span = self.high - self.low if self.high > self.low else 1.0
+        return np.clip((self.image.astype(np.float32) - self.low) / np.float32(span), 0.0, 1.0)
+
 
 @dataclasses.dataclass(frozen=True)
 class Blur:

@@ -1,7 +1,7 @@
 """Better than a threshold? A segmentation run beside what needs no network, on its validation patches."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from lsmfm_jax.data.labels import IGNORED
 from lsmfm_jax.files import replace_json
 from lsmfm_jax.metrics.intervals import bootstrap_difference
 from lsmfm_jax.predict.baseline import fit_masks
+from lsmfm_jax.predict.cut_off import dice
 from lsmfm_jax.predict.network import load_predictor
 from lsmfm_jax.predict.windows import blend_windows
 from lsmfm_jax.tasks.declaration import Patches
@@ -46,9 +47,7 @@ def compare_with_baselines(run: pathlib.Path, *, print_line: Callable[[str], Non
     volumes = [patch.volume for patch in patches.validation]
     rows = {}
     for name, values in scores.items():
-        ahead = bootstrap_difference(np.array([scores[NETWORK]]), np.array([values]), volumes=volumes)
-        limits = [ahead.low, ahead.high] if np.isfinite([ahead.low, ahead.high]).all() else None
-        rows[name] = {"dice": float(np.mean(values)), "run_is_ahead_by": ahead.value, "interval_95": limits}
+        rows[name] = {"dice": float(np.mean(values)), **ahead_of(scores[NETWORK], values, volumes)}
     found = {
         "methods": rows,
         "patches": [patch.name for patch in patches.validation],
@@ -62,6 +61,22 @@ def compare_with_baselines(run: pathlib.Path, *, print_line: Callable[[str], Non
         print_line(f"  {name:18} {row['dice']:.3f}")
     print_line(found["verdict"])
     return found
+
+
+def ahead_of(own: Sequence[float], other: Sequence[float], volumes: Sequence[str]) -> dict[str, Any]:
+    """By how much a run's scores are ahead of another method's on the same patches, over patches and volumes.
+
+    Args:
+        own: the run's score of each patch.
+        other: the other method's, in the same order.
+        volumes: that the patches are from.
+
+    Returns:
+        `run_is_ahead_by`, and `interval_95`: None where there are too few volumes for one.
+    """
+    ahead = bootstrap_difference(np.array([own]), np.array([other]), volumes=volumes)
+    limits = [ahead.low, ahead.high] if np.isfinite([ahead.low, ahead.high]).all() else None
+    return {"run_is_ahead_by": ahead.value, "interval_95": limits}
 
 
 def _network(run: pathlib.Path) -> Callable[[np.ndarray, VolumeInfo], np.ndarray]:
@@ -80,9 +95,7 @@ def _scores(method: Callable[[np.ndarray, VolumeInfo], np.ndarray], patches: Pat
     for patch in patches.validation:
         annotated, truth = patch.target != IGNORED, patch.target == 1
         info = VolumeInfo(pathlib.Path(patch.name), patch.voxel_size_um, "")
-        mask = method(patch.counts, info) & annotated
-        total = int(mask.sum()) + int(truth.sum())
-        found.append(2 * int((mask & truth).sum()) / total if total else 1.0)
+        found.append(dice(method(patch.counts, info) & annotated, truth))
     return found
 
 

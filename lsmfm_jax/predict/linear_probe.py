@@ -24,7 +24,8 @@ from lsmfm_jax.config import defaults
 from lsmfm_jax.data.labelled_patches import LabelledPatch
 from lsmfm_jax.data.labels import IGNORED
 from lsmfm_jax.files import replace_json
-from lsmfm_jax.metrics.intervals import bootstrap_difference
+from lsmfm_jax.predict.comparison import ahead_of
+from lsmfm_jax.predict.cut_off import dice
 from lsmfm_jax.predict.embedding import pretraining_config
 from lsmfm_jax.predict.inputs import PredictionError
 from lsmfm_jax.predict.network import recorded_window
@@ -167,7 +168,7 @@ def _fitted(probe: _Probe, patches: Patches, *, seed: int) -> Score:
             places = np.flatnonzero(patch.target == value)
             chosen.flat[rng.choice(places, min(len(places), MOST), replace=False)] = True
         if chosen.any():
-            rows.append(probe.rows(_scaled(patch), chosen))
+            rows.append(probe.rows(patch.scaled(), chosen))
             truths.append(patch.target[chosen] == 1)
     fit = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
     fit.fit(np.concatenate(rows), np.concatenate(truths))
@@ -178,7 +179,7 @@ def _fitted(probe: _Probe, patches: Patches, *, seed: int) -> Score:
 
 def _simple(patches: Patches, seed: int) -> dict[str, Score]:
     """What needs no network: a threshold, and a regression of voxels and Gaussian means."""
-    volumes = [_scaled(patch) for patch in patches.train]
+    volumes = [patch.scaled() for patch in patches.train]
     masks = [patch.target == 1 for patch in patches.train]
     annotated = [patch.target != IGNORED for patch in patches.train]
     fitted = fit_pixel_classifier(volumes, masks, annotated, seed=seed)
@@ -191,20 +192,14 @@ def _simple(patches: Patches, seed: int) -> dict[str, Score]:
 def _cut(score: Score, patches: Patches) -> Score:
     """A score with the value taken off above which the Dice of the training patches is best."""
     kept = [patch.target != IGNORED for patch in patches.train]
-    found = [score(_scaled(patch))[counted] for patch, counted in zip(patches.train, kept, strict=True)]
+    found = [score(patch.scaled())[counted] for patch, counted in zip(patches.train, kept, strict=True)]
     truths = [(patch.target == 1)[counted] for patch, counted in zip(patches.train, kept, strict=True)]
     cut, _ = best_threshold([one[None, None] for one in found], [one[None, None] for one in truths])
     return lambda volume: score(volume) - cut
 
 
 def _dice(score: Score, patches: Sequence[LabelledPatch]) -> list[float]:
-    found = []
-    for patch in patches:
-        counted, truth = patch.target != IGNORED, patch.target == 1
-        mask = (score(_scaled(patch)) > 0) & counted
-        total = int(mask.sum()) + int(truth.sum())
-        found.append(2 * int((mask & truth).sum()) / total if total else 1.0)
-    return found
+    return [dice((score(patch.scaled()) > 0) & (patch.target != IGNORED), patch.target == 1) for patch in patches]
 
 
 def _compared(methods: dict[str, list[float]], patches: Sequence[LabelledPatch]) -> dict[str, Any]:
@@ -213,9 +208,7 @@ def _compared(methods: dict[str, list[float]], patches: Sequence[LabelledPatch])
     for name, values in methods.items():
         rows[name] = {"dice": float(np.mean(values)), "dice_of_patches": values}
         if name != RUN:
-            ahead = bootstrap_difference(np.array([methods[RUN]]), np.array([values]), volumes=volumes)
-            limits = [ahead.low, ahead.high] if np.isfinite([ahead.low, ahead.high]).all() else None
-            rows[name] |= {"run_is_ahead_by": ahead.value, "interval_95": limits}
+            rows[name] |= ahead_of(methods[RUN], values, volumes)
     return {"methods": rows, "patches": [patch.name for patch in patches], "volumes": sorted(set(volumes))}
 
 
@@ -225,12 +218,6 @@ def _ahead(row: dict[str, Any]) -> str:
     limits = row["interval_95"]
     interval = "" if limits is None else f" [{limits[0]:+.3f}, {limits[1]:+.3f}]"
     return f"   the run is ahead by {row['run_is_ahead_by']:+.3f}{interval}"
-
-
-def _scaled(patch: LabelledPatch) -> Volume:
-    """What the network sees of a patch."""
-    span = patch.high - patch.low if patch.high > patch.low else 1.0
-    return np.clip((patch.image.astype(np.float32) - np.float32(patch.low)) / np.float32(span), 0.0, 1.0)
 
 
 def _window(weights: Weights, run: pathlib.Path) -> Size:

@@ -60,11 +60,7 @@ def fit_voxel_classifier(config: ConfigDict, patches: Patches, print_line: Print
     """Fits the regression on the training patches; None where the configuration wants none, or it cannot be fitted."""
     if not config.voxel_classifier.enabled:
         return None
-    span = [(patch.low, patch.high if patch.high > patch.low else patch.low + 1.0) for patch in patches.train]
-    volumes = [
-        np.clip((patch.image.astype(np.float32) - low) / np.float32(high - low), 0.0, 1.0)
-        for patch, (low, high) in zip(patches.train, span, strict=True)
-    ]
+    volumes = [patch.scaled() for patch in patches.train]
     masks = [patch.target == 1 for patch in patches.train]
     annotated = [patch.target != IGNORED for patch in patches.train]
     try:
