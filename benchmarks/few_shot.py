@@ -7,6 +7,10 @@ python benchmarks/few_shot.py --folder PATCHES --train a b c d --validate e --te
 Each start and seed is one `lsmfm finetune`, `lsmfm predict` and `lsmfm evaluate`; what comes after `--` goes to every
 finetune alike. A start is a name, `=RUN` where it has first weights, and `;key=value` for each key that is another for
 it. A run whose scores are in WORK is not run again, so a study that was interrupted goes on.
+
+Which patches were annotated is chance, too. With several `--train`, each a draw of training patches, the seeds take
+them in turn (the first seed the first draw, and so on); thresholds are then fitted on each draw, and all is compared
+draw by draw, so that the intervals hold the chance of the draw as well.
 """
 
 import json
@@ -29,6 +33,11 @@ from lsmfm_jax.volumes.read import read_single
 ENDINGS = (".nii.gz", "_label.nii.gz")
 
 
+def draw_of(options: Any, seed: int) -> list[str]:
+    """The training patches of a seed: the draws are taken in turn."""
+    return options.train[options.seeds.index(seed) % len(options.train)]
+
+
 def finetune(options: Any, run: pathlib.Path, *, start: str, seed: int) -> None:
     """One finetuning run from `start` (a pretrained run, or '')."""
     weights, *keys = start.split(";")
@@ -37,7 +46,7 @@ def finetune(options: Any, run: pathlib.Path, *, start: str, seed: int) -> None:
         options.config,
         run,
         folder=options.folder,
-        train=options.train,
+        train=draw_of(options, seed),
         validation=options.validate,
         seed=seed,
         init_from=weights,
@@ -106,9 +115,10 @@ def without_regression(run: pathlib.Path) -> pathlib.Path:
 
 def thresholds(options: Any, run: pathlib.Path, tests: pathlib.Path) -> dict[str, Scores]:
     """Thresholds fitted on a run's training patches, and the best on each test patch, chosen with its truth."""
-    out = run.parent / "baselines"
+    several = len(options.train) > 1
+    out = run.with_name(run.name + "-baselines") if several else run.parent / "baselines"
     if not out.exists():
-        run_command(lsmfm("baseline", "--run", run, tests, "--out", out), log=run.parent / "baselines.log")
+        run_command(lsmfm("baseline", "--run", run, tests, "--out", out), log=out.with_suffix(".log"))
     found = {
         folder.name: judge(options, folder, out / f"{folder.name}.csv")["prediction"]
         for folder in sorted(path for path in out.iterdir() if path.is_dir())
@@ -125,12 +135,13 @@ def thresholds(options: Any, run: pathlib.Path, tests: pathlib.Path) -> dict[str
 
 
 def study(options: Any) -> dict[str, Any]:
-    """All starts and seeds, and the thresholds on the patches of the first run."""
+    """All starts and seeds, and the thresholds on the patches of the first run, or of each draw."""
     options.work.mkdir(parents=True, exist_ok=True)
     tests = gather_patches(options.folder, options.test, options.work / "test")
+    several = len(options.train) > 1
     methods: dict[str, Any] = {}
     references: dict[str, tuple[str, list[Scores]]] = {}
-    others: dict[str, Scores] = {}
+    others: dict[str, list[Scores]] = {}
     for start in options.start:
         name, weights = _named(start)
         runs = {seed: options.work / f"{name}-{seed}" for seed in options.seeds}
@@ -138,7 +149,10 @@ def study(options: Any) -> dict[str, Any]:
         for seed, run in runs.items():
             found = scored(options, run, start=weights, seed=seed, tests=tests)
             forms[""].append(found.pop("prediction"))
-            others = others or {**found, **thresholds(options, run, tests)}
+            # Those of one draw are the same for all seeds and starts.
+            if start == options.start[0] and (several or not others):
+                for method, scores in {**found, **thresholds(options, run, tests)}.items():
+                    others.setdefault(method, []).append(scores)
             if options.network_alone:
                 alone = predicted(options, without_regression(run), tests)["prediction"]
                 forms.setdefault("_network_alone", []).append(alone)
@@ -148,20 +162,23 @@ def study(options: Any) -> dict[str, Any]:
         for form, scores in forms.items():
             row = methods[name + form] = {"test": summary(scores), "best_validation_of_seeds": validation}
             row["gain_over_baselines"] = {
-                other: gains(scores, [found], metrics=("dice",))["dice"] for other, found in others.items()
+                other: gains(scores, found, metrics=("dice",), paired=several)["dice"]
+                for other, found in others.items()
             }
             # Each start against the first one in the same form, with the regression or without.
             first, reference = references.setdefault(form, (name + form, scores))
             if first != name + form:
-                row[f"gain_over_{first}"] = gains(scores, reference)
-    return {**methods, **{name: {"test": summary([found])} for name, found in others.items()}}
+                row[f"gain_over_{first}"] = gains(scores, reference, paired=several)
+    return {**methods, **{name: {"test": summary(found)} for name, found in others.items()}}
 
 
 def main() -> None:
     """Runs the study that the command line describes."""
     parser = outcome.parser(__doc__)
     parser.add_argument("--folder", type=pathlib.Path, required=True, help="NAME.nii.gz and NAME_label.nii.gz")
-    parser.add_argument("--train", nargs="+", required=True, metavar="NAME")
+    parser.add_argument(
+        "--train", nargs="+", action="append", required=True, metavar="NAME", help="again: another draw of patches"
+    )
     parser.add_argument("--validate", nargs="+", required=True, metavar="NAME")
     parser.add_argument("--test", nargs="+", required=True, metavar="NAME")
     parser.add_argument(
@@ -175,6 +192,8 @@ def main() -> None:
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder of the runs")
     parser.add_argument("overrides", nargs="*", help="for every finetune, after --")
     options = parser.parse_args()
+    if len(options.train) > len(options.seeds):
+        parser.error(f"--seeds: {len(options.seeds)} of them for {len(options.train)} draws; each needs one at least")
     try:
         methods = study(options)
     except CommandFailed as error:
@@ -184,8 +203,9 @@ def main() -> None:
     facts["command"] = "benchmarks/few_shot.py"
     settings = {
         key: getattr(options, key)
-        for key in ("train", "validate", "test", "seeds", "config", "foreground", "ignore", "overrides")
+        for key in ("validate", "test", "seeds", "config", "foreground", "ignore", "overrides")
     }
+    settings["train"] = options.train if len(options.train) > 1 else options.train[0]
     settings["start"] = [_without_place(start) for start in options.start]
     outcome.finish({**facts, "settings": settings, "methods": methods}, options.json)
 

@@ -48,23 +48,42 @@ def summary(runs: Sequence[Scores]) -> dict[str, Any]:
 
 
 def gains(
-    runs: Sequence[Scores], reference: Sequence[Scores], *, metrics: Sequence[str] | None = None
+    runs: Sequence[Scores],
+    reference: Sequence[Scores],
+    *,
+    metrics: Sequence[str] | None = None,
+    paired: bool = False,
 ) -> dict[str, Any]:
     """What a start gains over another on the same patches: means, and intervals of the paired differences.
 
     The intervals resample seeds, and patches or whole volumes; of one volume there is none over volumes.
+
+    Args:
+        runs: scores of each seed.
+        reference: those of what is compared with.
+        metrics: which ones; None: all.
+        paired: the runs of both sides belong together one by one, because they learnt from the same draw of training
+            patches; else the seeds of the two sides are drawn each by itself.
     """
     patches = list(runs[0])
     volumes = [volume_of(patch) for patch in patches]
     found: dict[str, Any] = {}
     for metric in metrics or runs[0][patches[0]]:
-        tables = [table_of(of, patches, metric) for of in (runs, reference)]
-        interval = bootstrap_difference(*tables, volumes=volumes)
-        found[metric] = {
-            "mean": _finite(interval.value),
-            **_intervals(bootstrap_difference(*tables), interval, volumes),
-        }
+        ours, theirs = (table_of(of, patches, metric) for of in (runs, reference))
+        if paired:
+            resampled = functools.partial(bootstrap_seeds, _difference(ours, theirs))
+        else:
+            resampled = functools.partial(bootstrap_difference, ours, theirs)
+        interval = resampled(volumes=volumes)
+        found[metric] = {"mean": _finite(interval.value), **_intervals(resampled(), interval, volumes)}
     return found
+
+
+def _difference(a: Float[np.ndarray, "s n"], b: Float[np.ndarray, "s n"]) -> Float[np.ndarray, "s n"]:
+    """Run by run; where both are infinite (distances to empty masks) they are level."""
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} and {len(b)} runs cannot be paired")
+    return np.subtract(a, b, out=np.zeros_like(a), where=a != b)
 
 
 def table_of(runs: Sequence[Scores], patches: Sequence[str], metric: str) -> Float[np.ndarray, "s n"]:
