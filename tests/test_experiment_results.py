@@ -257,3 +257,29 @@ def test_of_one_volume_no_interval_over_volumes_is_named():
         for figures in found:
             assert None not in figures["seeds_and_patches_95"]
             assert ("seeds_and_volumes_95" in figures) == named
+
+
+def test_draws_of_training_patches_are_compared_one_by_one():
+    """Draws that differ by far more than the two methods do: paired, the difference is told; unpaired it is not."""
+    draw, noise = np.random.default_rng(3), np.random.default_rng(4)
+    patches = [f"patchvolume_{volume}_{index}" for volume in (11, 12, 13, 14) for index in (0, 1)]
+    levels = draw.uniform(0.2, 0.8, 6)
+    theirs = [{patch: {"dice": level} for patch in patches} for level in levels]
+    ours = [{patch: {"dice": level + 0.1 + noise.normal(0, 0.01)} for patch in patches} for level in levels]
+    paired = gains(ours, theirs, paired=True)["dice"]
+    alone = gains(ours, theirs)["dice"]
+    assert paired["mean"] == alone["mean"] == pytest.approx(0.1, abs=0.01)
+    low, high = paired["seeds_and_volumes_95"]
+    assert 0.08 < low < 0.1 < high < 0.12
+    assert alone["seeds_and_volumes_95"][0] < 0
+    # A run whose partner is another's is no pair: the same rows in another order.
+    turned = gains(ours[1:] + ours[:1], theirs, paired=True)["dice"]["seeds_and_volumes_95"]
+    assert turned[0] < 0
+    with pytest.raises(ValueError, match="6 and 5 runs cannot be paired"):
+        gains(ours, theirs[:5], paired=True)
+
+
+def test_distances_to_empty_masks_on_both_sides_are_level():
+    scores = {"patchvolume_1_0": {"hd95": np.inf}, "patchvolume_2_0": {"hd95": 2.0}}
+    other = {"patchvolume_1_0": {"hd95": np.inf}, "patchvolume_2_0": {"hd95": 1.0}}
+    assert gains([scores], [other], paired=True)["hd95"]["mean"] == 0.5

@@ -79,7 +79,7 @@ def gains(
     return found
 
 
-def _difference(a: Float[np.ndarray, "s n"], b: Float[np.ndarray, "s n"]) -> Float[np.ndarray, "s n"]:
+def _difference(a: Float[np.ndarray, "s n"], b: Float[np.ndarray, "t n"]) -> Float[np.ndarray, "s n"]:
     """Run by run; where both are infinite (distances to empty masks) they are level."""
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} runs cannot be paired")
