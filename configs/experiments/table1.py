@@ -36,6 +36,7 @@ TOOLS = tuple(
         "cellseg3d_swin_zero_shot",
         "cellseg3d_wnet_zero_shot",
         "stardist",
+        "nnunet",
     )
 )
 

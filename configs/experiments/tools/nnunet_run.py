@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import pathlib
+import shutil
 
 ENDING, LABEL = ".nii.gz", "_label.nii.gz"
 NUMBER, DATASET = 1, "Dataset001_patches"
@@ -27,6 +28,8 @@ def write_dataset(folder: pathlib.Path, raw: pathlib.Path, ignored: int | None) 
     import nibabel
     import numpy as np
 
+    # Of a training that was interrupted.
+    shutil.rmtree(raw, ignore_errors=True)
     for part in ("imagesTr", "labelsTr"):
         (raw / part).mkdir(parents=True)
     patches = [path.name.removesuffix(LABEL) for path in sorted(folder.glob("*" + LABEL))]
