@@ -56,9 +56,12 @@ def _train(options: argparse.Namespace) -> int:
             if config.task == "segment" and jax.process_count() == 1:
                 from lsmfm_jax.predict.comparison import compare_with_baselines
                 from lsmfm_jax.predict.cut_off import fit_cut_off
+                from lsmfm_jax.predict.network_share import leave_out_where_worse
 
                 if config.fit_cut_off:
                     fit_cut_off(options.workdir, print_line=print_line)
+                if not config.voxel_classifier.always_network:
+                    leave_out_where_worse(options.workdir, print_line=print_line)
                 compare_with_baselines(options.workdir, print_line=print_line)
             _tell_results(options.workdir, print_line=print_line)
     # Told to stop when there was no step left to stop at: who told us is to start us again.

@@ -191,6 +191,7 @@ _SEGMENT: Schema = {
             False, "add a logistic regression of single voxels and Gaussians around them, fitted on the same patches"
         ),
         "network_weight": Key(0.25, "weight of the network's logit beside that of the regression", low=0.0, high=100.0),
+        "always_network": Key(False, "the network counts even where the validation patches are better without it"),
     },
     "loss": {
         "name": Key("dice_focal", "what is minimised", choices=SEGMENTATION_LOSSES),

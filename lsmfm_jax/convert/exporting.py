@@ -138,9 +138,10 @@ def beside_the_network(record: Mapping[str, Any]) -> list[str]:
     if not voxels:
         return []
     shift, sigmas = float(record.get("logit_shift", 0.0)), ", ".join(f"{one:g}" for one in voxels.get("sigmas", SIGMAS))
+    share = 0.0 if "network_left_out" in record else float(voxels["network_weight"])
     first, *others = (f"{weight:.6g}" for weight in voxels["weights"])
     return [
-        f"NOT in the file: the run's regression of voxels. lsmfm predict takes {voxels['network_weight']:g} times the "
+        f"NOT in the file: the run's regression of voxels. lsmfm predict takes {share:g} times the "
         f"network's logit + {first} times the scaled voxel + {', '.join(others)} times its Gaussian means (sigma "
         f"{sigmas} voxels) + {voxels['bias'] + shift:.6g}, and calls foreground what is above 0"
     ]

@@ -11,7 +11,7 @@ from lsmfm_jax.files import replace_json
 from lsmfm_jax.metrics.intervals import bootstrap_difference
 from lsmfm_jax.predict.baseline import fit_masks
 from lsmfm_jax.predict.cut_off import dice
-from lsmfm_jax.predict.network import load_predictor
+from lsmfm_jax.predict.network import Predictor, load_predictor
 from lsmfm_jax.predict.windows import blend_windows
 from lsmfm_jax.tasks.declaration import Patches
 from lsmfm_jax.tasks.finetune_patches import read_patches, run_configuration
@@ -40,10 +40,10 @@ def compare_with_baselines(run: pathlib.Path, *, print_line: Callable[[str], Non
     if not patches.validation:
         print_line("not compared with thresholds: there are no validation patches (data.validation_frac is 0)")
         return None
-    methods = {NETWORK: _network(run)}
+    methods = {NETWORK: mask_by(load_predictor(run))}
     for name, find, _ in fit_masks(config, patches):
         methods[name] = lambda image, info, find=find: find(image, info)[0]
-    scores = {name: _scores(method, patches) for name, method in methods.items()}
+    scores = {name: scores_of(method, patches) for name, method in methods.items()}
     volumes = [patch.volume for patch in patches.validation]
     rows = {}
     for name, values in scores.items():
@@ -79,8 +79,8 @@ def ahead_of(own: Sequence[float], other: Sequence[float], volumes: Sequence[str
     return {"run_is_ahead_by": ahead.value, "interval_95": limits}
 
 
-def _network(run: pathlib.Path) -> Callable[[np.ndarray, VolumeInfo], np.ndarray]:
-    predictor = load_predictor(run)
+def mask_by(predictor: Predictor) -> Callable[[np.ndarray, VolumeInfo], np.ndarray]:
+    """A function of counts (Z, Y, X) and what is known of the file that gives a segmentation run's mask."""
 
     def mask(image: np.ndarray, info: VolumeInfo) -> np.ndarray:
         scaled = predictor.prepared(image, predictor.levels(image, info.voxel_size_um))
@@ -90,7 +90,8 @@ def _network(run: pathlib.Path) -> Callable[[np.ndarray, VolumeInfo], np.ndarray
     return mask
 
 
-def _scores(method: Callable[[np.ndarray, VolumeInfo], np.ndarray], patches: Patches) -> list[float]:
+def scores_of(method: Callable[[np.ndarray, VolumeInfo], np.ndarray], patches: Patches) -> list[float]:
+    """Foreground Dice of a method's mask of each validation patch, over annotated voxels."""
     found = []
     for patch in patches.validation:
         annotated, truth = patch.target != IGNORED, patch.target == 1

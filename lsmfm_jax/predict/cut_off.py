@@ -18,6 +18,7 @@ from lsmfm_jax.predict.network import Predictor, predictor_of
 from lsmfm_jax.predict.windows import blend_windows
 from lsmfm_jax.tasks.declaration import PrintLine
 from lsmfm_jax.tasks.finetune_patches import read_patches, run_configuration
+from lsmfm_jax.tasks.segment import LEFT_OUT
 from lsmfm_jax.train.records import seal_records
 from lsmfm_jax.train.weights import read_weights
 
@@ -26,7 +27,7 @@ CERTAIN = 1e-6
 # Of the training patches that are looked at: a few say where to cut, and each takes a prediction.
 MOST_VOXELS = 20 * 100**3
 # What is added to a network's logit, left out here: the regression has a cut of its own.
-_ADDED = ("voxel_classifier", "logit_shift", "network_cut_off")
+_ADDED = ("voxel_classifier", "logit_shift", "network_cut_off", LEFT_OUT)
 
 
 def fit_cut_off(run: pathlib.Path, *, print_line: PrintLine = print) -> dict[str, Any] | None:

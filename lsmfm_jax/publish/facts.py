@@ -65,6 +65,8 @@ def model_rows(
         rows.append(("adaptation", f"low rank {record['lora']['rank']} (LoRA), merged into a frozen encoder"))
     if record.get("voxel_classifier"):
         rows.append(("beside the network", "a logistic regression of single voxels"))
+    if record.get("network_left_out"):
+        rows.append(("the network itself", "left out of predictions: validation patches are better without it"))
     if record.get("classes"):
         rows.append(("classes", record["classes"]))
     if "logit_shift" in record:

@@ -32,6 +32,9 @@ from lsmfm_jax.tasks.label_summary import describe_labels, suggest_plan
 from lsmfm_jax.tasks.voxel_classifier import VoxelClassifier, fit_voxel_classifier, recorded
 from lsmfm_jax.train.task import Local, PyTree, Rows, Task
 
+# In a run's record where predictions leave its network out; see predict/network_share.py.
+LEFT_OUT = "network_left_out"
+
 
 @dataclasses.dataclass(frozen=True)
 class _Segmentation:
@@ -139,8 +142,8 @@ def build_segmenter(
     """The network of a segmentation run, for prediction.
 
     Args:
-        record: what the run wrote to `run.json`; `architecture`, `network_cut_off`, `voxel_classifier` and
-            `logit_shift` are read.
+        record: what the run wrote to `run.json`; `architecture`, `network_cut_off`, `voxel_classifier`,
+            `network_left_out` and `logit_shift` are read.
         dtype: compute type.
 
     Returns:
@@ -149,6 +152,8 @@ def build_segmenter(
     """
     network = Network(backbone_of(record["architecture"], dtype=dtype))
     voxels = recorded(record.get("voxel_classifier"))
+    if voxels is not None and LEFT_OUT in record:
+        voxels = dataclasses.replace(voxels, network_weight=0.0)
     cut = float(record.get("network_cut_off", {}).get("logit", 0.0))  # of predict/cut_off.py
     shift = float(record.get("logit_shift", 0.0))  # of a calibration
 

@@ -42,7 +42,8 @@ class VoxelClassifier:
         own = self.weights[0] * images + self.bias
         for weight, sigma in zip(self.weights[1:], PIXEL_SIGMAS, strict=True):
             own = own + weight * gaussian_smooth(images, jnp.full((images.shape[0], 3), sigma))
-        return own + self.network_weight * logits
+        # Without a weight the network is not even computed: XLA leaves out what no result depends on.
+        return own + self.network_weight * logits if self.network_weight else own
 
     def record(self) -> dict[str, Any]:
         """What a run writes down of it; `recorded` reads it."""
