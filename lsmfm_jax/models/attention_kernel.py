@@ -25,7 +25,8 @@ FORBIDDEN = -100.0
 Windows = Float[Array, "w b h n d"]
 
 
-KERNELS = ("plain", "fused")
+# The platform that has kernels of our own: NVIDIA cards.
+FUSED_ON = "cuda"
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -73,21 +74,14 @@ attend.defvjp(_forward, _backward)
 
 def _by_platform(kernels: str, fused: str, plain: Callable[..., Any], *operands: Any) -> Any:
     """The plain form, or on a card with `kernels` fused the function of that name."""
-    return jax.lax.platform_dependent(
-        *operands,
-        cpu=partial(plain, limit=CPU_SCORES),
-        default=partial(plain, limit=DEVICE_SCORES),
-        **_on_cards(kernels, fused, *operands),
-    )
+    forms = {"cpu": partial(plain, limit=CPU_SCORES), "default": partial(plain, limit=DEVICE_SCORES)}
+    if kernels == "fused":
+        # Pallas takes time to import, and only those who want it have to wait.
+        from lsmfm_jax.models import attention_fused
 
-
-def _on_cards(kernels: str, name: str, query: Array, *others: Any) -> dict[str, Callable[..., Any]]:
-    if kernels == "plain":
-        return {}
-    # Pallas takes time to import, and only those who want it have to wait.
-    from lsmfm_jax.models import attention_fused
-
-    return {"cuda": getattr(attention_fused, name)} if attention_fused.supported(query, others[2]) else {}
+        if attention_fused.supported(operands[0], operands[3]):
+            forms[FUSED_ON] = getattr(attention_fused, fused)
+    return jax.lax.platform_dependent(*operands, **forms)
 
 
 def _chunks(shape: tuple[int, ...], limit: int) -> int:

@@ -10,7 +10,7 @@ is the same and stays in the cache. Windows and batch are one axis here, with th
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,9 @@ from jaxtyping import Array, Float, Int
 FORBIDDEN = -100.0
 # The score of tokens that are not there. Not infinite: the difference of two of them must be a number.
 ABSENT = -1e30
-# Programs that a launch should have at least, two or more on each of an H200's 132 multiprocessors.
-PROGRAMS = 528
+# Programs that a launch should have at least, on the 132 multiprocessors of an H200; and where each of them writes a
+# part of the bias gradient, as many as run there at a time.
+PROGRAMS, SUMMING_PROGRAMS = 16 * 132, 4 * 132
 BLOCK = (64, 32)
 WARPS = 4
 KERNEL_TYPES = ("bfloat16", "float16", "float32")
@@ -73,22 +74,22 @@ def sizes_of(
     regions: Int[Array, "w n"] | None,
     *,
     block: tuple[int, int],
-    passing: bool = True,
+    summing: bool = False,
 ) -> Sizes:
-    """Sizes for an array of queries; as many windows to a program as leaves `PROGRAMS` of them.
+    """Sizes for an array of queries; as many windows to a program as leave enough of them.
 
     Args:
         query: the array.
         regions: of the windows.
         block: rows and columns of a block of scores, of windows that are as large.
-        passing: each program passes over all columns; otherwise it works on one block of them.
+        summing: each program sums one block over windows, instead of passing over all columns.
     """
     windows, batch, heads, tokens, width = query.shape
     smallest = max(16, pl.next_power_of_2(tokens))
     rows, columns = (min(size, smallest) for size in block)
     count = windows * batch
-    blocks = pl.cdiv(tokens, rows) * (1 if passing else pl.cdiv(tokens, columns))
-    groups = max(1, min(count, PROGRAMS // (heads * blocks)))
+    blocks = heads * pl.cdiv(tokens, rows) * (pl.cdiv(tokens, columns) if summing else 1)
+    groups = min(count, pl.cdiv(SUMMING_PROGRAMS if summing else PROGRAMS, blocks))
     return Sizes(count, batch, tokens, width, regions is not None, rows, columns, pl.cdiv(count, groups))
 
 
@@ -115,10 +116,10 @@ def store_tokens(ref, index, start, value: Array, sizes: Sizes) -> None:
     plt.store(place, value.astype(ref.dtype), mask=present)
 
 
-def load_line(ref, index, start, block: int, sizes: Sizes, other: float = 0) -> Array:
+def load_line(ref, index, start, block: int, sizes: Sizes) -> Array:
     """One number for each of a block's tokens, such as a region or a log-sum-exp."""
     present = start + jnp.arange(block) < sizes.tokens
-    return plt.load(ref.at[index, pl.ds(start, block)], mask=present, other=other)
+    return plt.load(ref.at[index, pl.ds(start, block)], mask=present, other=0)
 
 
 def padded(bias: Float[Array, "h n n"], sizes: Sizes) -> Float[Array, "h _ _"]:
@@ -213,25 +214,30 @@ def region_spec(sizes: Sizes) -> pl.BlockSpec:
     return pl.BlockSpec((sizes.count // sizes.batch, sizes.tokens), lambda i, h: (0, 0))
 
 
-def cost(sizes: Sizes, heads: int, itemsize: int, *, products: int, passed: int, own: int) -> pl.CostEstimate:
-    """What a launch does, each program's reads counted though most of them meet the cache.
+def cost(sizes: Sizes, heads: int, itemsize: int, *, products: int, passed: int, own: int) -> dict[str, Any]:
+    """What a launch does, as `pallas_call` takes it.
+
+    The bytes are those that its programs ask for; most of them meet the cache, where other programs have left them.
 
     Args:
         sizes: of the launch.
         heads: its heads.
         itemsize: bytes of an operand's number.
         products: matrix products for each block of scores.
-        passed: arrays that every program passes over as a whole.
+        passed: arrays of tokens that every program passes over as a whole.
         own: arrays of which it reads or writes its own rows.
     """
-    pairs = sizes.count * heads * sizes.tokens**2
-    rows = sizes.count * heads * sizes.tokens * sizes.width * itemsize
-    bias = sizes.groups * heads * sizes.tokens**2 * 4
-    return pl.CostEstimate(
-        flops=2 * products * pairs * sizes.width,
+    rows, columns = sizes.row_blocks * sizes.rows, sizes.column_blocks * sizes.columns
+    pairs = sizes.count * heads * rows * columns
+    tokens = sizes.count * heads * sizes.tokens * sizes.width * itemsize
+    found = pl.CostEstimate(
+        flops=2 * products * pairs * max(16, pl.next_power_of_2(sizes.width)),
         transcendentals=pairs,
-        bytes_accessed=rows * (own + passed * sizes.row_blocks) + bias,
+        bytes_accessed=tokens * (own + passed * sizes.row_blocks) + sizes.groups * heads * rows * columns * 4,
     )
+    # The compiled program's text has the metadata, and not the estimate.
+    shown = {"operations": str(found.flops), "requested_bytes": str(found.bytes_accessed)}
+    return {"cost_estimate": found, "metadata": shown}
 
 
 def forward(
@@ -258,7 +264,7 @@ def forward(
             jax.ShapeDtypeStruct((sizes.count, *query.shape[2:4]), jnp.float32),
         ],
         compiler_params=plt.CompilerParams(num_warps=WARPS, num_stages=2),
-        cost_estimate=cost(sizes, heads, query.dtype.itemsize, products=2, passed=2, own=2),
+        **cost(sizes, heads, query.dtype.itemsize, products=2, passed=2, own=2),
         interpret=interpret,
         name="window_attention",
     )(flat(query), flat(key), flat(value), padded(bias, sizes), *mask[1])

@@ -28,10 +28,10 @@ from lsmfm_jax.models.attention_triton import (
     padded,
     product,
     region_spec,
+    share_of_program,
     sizes_of,
     store_tokens,
     token_spec,
-    share_of_program,
 )
 
 QUERY_BLOCK = KEY_BLOCK = BIAS_BLOCK = (64, 32)
@@ -175,7 +175,7 @@ def _query_gradient(operands: tuple, bias: Array, regions: Array | None, *, inte
         out_specs=token_spec(sizes),
         out_shape=jax.ShapeDtypeStruct(arrays[0].shape, query.dtype),
         compiler_params=plt.CompilerParams(num_warps=QUERY_WARPS, num_stages=2),
-        cost_estimate=cost(sizes, heads, query.dtype.itemsize, products=3, passed=2, own=3),
+        **cost(sizes, heads, query.dtype.itemsize, products=3, passed=2, own=3),
         interpret=interpret,
         name="window_attention_query_gradient",
     )(*arrays)
@@ -194,7 +194,7 @@ def _key_gradients(operands: tuple, bias: Array, regions: Array | None, *, inter
         out_specs=[token_spec(sizes)] * 2,
         out_shape=[jax.ShapeDtypeStruct(arrays[0].shape, query.dtype)] * 2,
         compiler_params=plt.CompilerParams(num_warps=KEY_WARPS, num_stages=2),
-        cost_estimate=cost(sizes, heads, query.dtype.itemsize, products=4, passed=2, own=4),
+        **cost(sizes, heads, query.dtype.itemsize, products=4, passed=2, own=4),
         interpret=interpret,
         name="window_attention_key_gradients",
     )(*arrays)
@@ -203,7 +203,7 @@ def _key_gradients(operands: tuple, bias: Array, regions: Array | None, *, inter
 
 def _bias_gradient(operands: tuple, bias: Array, regions: Array | None, *, interpret: bool) -> Array:
     query = operands[0]
-    sizes = sizes_of(query, regions, block=BIAS_BLOCK, passing=False)
+    sizes = sizes_of(query, regions, block=BIAS_BLOCK, summing=True)
     arrays, specs = _given(operands, bias, regions, sizes)
     heads, blocks = query.shape[2], sizes.row_blocks * sizes.column_blocks
     _, *filled = arrays[3].shape
@@ -214,7 +214,7 @@ def _bias_gradient(operands: tuple, bias: Array, regions: Array | None, *, inter
         out_specs=pl.BlockSpec((None, None, *filled), lambda i, h: (i // blocks, h, 0, 0)),
         out_shape=jax.ShapeDtypeStruct((sizes.groups, heads, *filled), jnp.float32),
         compiler_params=plt.CompilerParams(num_warps=BIAS_WARPS, num_stages=2),
-        cost_estimate=cost(sizes, heads, query.dtype.itemsize, products=2, passed=4, own=0),
+        **cost(sizes, heads, query.dtype.itemsize, products=2, passed=4, own=0),
         interpret=interpret,
         name="window_attention_bias_gradient",
     )(*arrays)
