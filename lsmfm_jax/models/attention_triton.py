@@ -20,6 +20,8 @@ from jaxtyping import Array, Float, Int
 
 # What a pair of different regions gets added to its score, as in `attention_kernel`.
 FORBIDDEN = -100.0
+# Within the kernels scores are logarithms to the base 2, for which cards have an instruction.
+LOG2E = 1.4426950408889634
 # The score of tokens that are not there. Not infinite: the difference of two of them must be a number.
 ABSENT = -1e30
 # Programs that a launch should have at least, on the 132 multiprocessors of an H200; and where each of them writes a
@@ -123,13 +125,13 @@ def load_line(ref, index, start, block: int, sizes: Sizes) -> Array:
 
 
 def padded(bias: Float[Array, "h n n"], sizes: Sizes) -> Float[Array, "h _ _"]:
-    """The bias with its rows and columns filled up to whole blocks, `ABSENT` in what was added.
+    """The bias to the base 2, its rows and columns filled up to whole blocks, `ABSENT` in what was added.
 
     Its rows then begin where a card can read several numbers at once, and blocks need no masks.
     """
     _, rows, columns = bias_spec(sizes).block_shape
     added = ((0, 0), (0, rows - sizes.tokens), (0, columns - sizes.tokens))
-    return jnp.pad(bias, added, constant_values=ABSENT)
+    return jnp.pad(bias * LOG2E, added, constant_values=ABSENT)
 
 
 def load_bias(ref, row, column, sizes: Sizes) -> Array:
@@ -144,11 +146,11 @@ def product(left: Array, right: Array) -> Array:
 
 
 def masked_scores(scores: Array, bias: Array, of_rows: Array | None, of_columns: Array | None) -> Array:
-    """Bias added, and `FORBIDDEN` where regions differ."""
-    scores = scores + bias
+    """Scores to the base 2 with the bias added, and `FORBIDDEN` where regions differ."""
+    scores = scores * LOG2E + bias
     if of_rows is None:
         return scores
-    return scores + jnp.where(of_rows[:, None] == of_columns[None], 0.0, FORBIDDEN)
+    return scores + jnp.where(of_rows[:, None] == of_columns[None], 0.0, FORBIDDEN * LOG2E)
 
 
 def share_of_program(sizes: Sizes, blocks: int):
@@ -176,8 +178,8 @@ def _kernel(query, key, value, bias, *refs, sizes: Sizes) -> None:
             scores = product(queries, keys.T)
             scores = masked_scores(scores, load_bias(bias, start, column, sizes), of_rows, of_columns)
             new_top = jnp.maximum(top, scores.max(1))
-            weights = jnp.exp(scores - new_top[:, None])
-            shrink = jnp.exp(top - new_top)
+            weights = jnp.exp2(scores - new_top[:, None])
+            shrink = jnp.exp2(top - new_top)
             values = load_tokens(value, index, column, sizes.columns, sizes)
             mixed = mixed * shrink[:, None] + product(weights.astype(values.dtype), values)
             return new_top, norm * shrink + weights.sum(1), mixed
@@ -187,7 +189,7 @@ def _kernel(query, key, value, bias, *refs, sizes: Sizes) -> None:
         top, norm, mixed = jax.lax.fori_loop(0, sizes.column_blocks, one_block, carry)
         store_tokens(out, index, start, mixed / norm[:, None], sizes)
         present = start + jnp.arange(sizes.rows) < sizes.tokens
-        plt.store(total.at[index, pl.ds(start, sizes.rows)], top + jnp.log(norm), mask=present)
+        plt.store(total.at[index, pl.ds(start, sizes.rows)], top / LOG2E + jnp.log(norm), mask=present)
         return nothing
 
     jax.lax.fori_loop(first, last, one_window, 0)

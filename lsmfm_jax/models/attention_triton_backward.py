@@ -16,6 +16,7 @@ from jax.experimental.pallas import triton as plt
 from jaxtyping import Array, Float, Int
 
 from lsmfm_jax.models.attention_triton import (
+    LOG2E,
     Sizes,
     bias_spec,
     cost,
@@ -38,6 +39,11 @@ QUERY_BLOCK = KEY_BLOCK = BIAS_BLOCK = (64, 32)
 QUERY_WARPS = KEY_WARPS = BIAS_WARPS = 4
 
 
+def load_statistics(total, inner, index, start, block: int, sizes: Sizes) -> tuple[Array, Array]:
+    """What the forward pass kept of each query: its log-sum-exp, to the base 2, and its row sum."""
+    return load_line(total, index, start, block, sizes) * LOG2E, load_line(inner, index, start, block, sizes)
+
+
 def _query_kernel(query, key, value, bias, total, inner, gradient, *refs, sizes: Sizes) -> None:
     regions, gradient_query = refs if sizes.masked else (None, *refs)
     block, first, last = share_of_program(sizes, sizes.row_blocks)
@@ -46,7 +52,7 @@ def _query_kernel(query, key, value, bias, total, inner, gradient, *refs, sizes:
     def one_window(index, nothing):
         window = index // sizes.batch
         queries, gradients = (load_tokens(x, index, start, sizes.rows, sizes) for x in (query, gradient))
-        totals, inners = (load_line(x, index, start, sizes.rows, sizes) for x in (total, inner))
+        totals, inners = load_statistics(total, inner, index, start, sizes.rows, sizes)
         of_rows = load_line(regions, window, start, sizes.rows, sizes) if sizes.masked else None
 
         def one_block(block, of_queries):
@@ -55,7 +61,7 @@ def _query_kernel(query, key, value, bias, total, inner, gradient, *refs, sizes:
             of_columns = load_line(regions, window, column, sizes.columns, sizes) if sizes.masked else None
             scores = product(queries, keys.T)
             scores = masked_scores(scores, load_bias(bias, start, column, sizes), of_rows, of_columns)
-            weights = jnp.exp(scores - totals[:, None])
+            weights = jnp.exp2(scores - totals[:, None])
             of_scores = weights * (product(gradients, values.T) - inners[:, None])
             return of_queries + product(of_scores.astype(keys.dtype), keys)
 
@@ -77,12 +83,12 @@ def _bias_kernel(query, key, value, bias, total, inner, gradient, *refs, sizes: 
     def one_window(index, summed):
         window = index // sizes.batch
         queries, gradients = (load_tokens(x, index, row, sizes.rows, sizes) for x in (query, gradient))
-        totals, inners = (load_line(x, index, row, sizes.rows, sizes) for x in (total, inner))
+        totals, inners = load_statistics(total, inner, index, row, sizes.rows, sizes)
         keys, values = (load_tokens(x, index, column, sizes.columns, sizes) for x in (key, value))
         of_rows = load_line(regions, window, row, sizes.rows, sizes) if sizes.masked else None
         of_columns = load_line(regions, window, column, sizes.columns, sizes) if sizes.masked else None
         scores = masked_scores(product(queries, keys.T), added, of_rows, of_columns)
-        weights = jnp.exp(scores - totals[:, None])
+        weights = jnp.exp2(scores - totals[:, None])
         return summed + weights * (product(gradients, values.T) - inners[:, None])
 
     summed = jax.lax.fori_loop(first, last, one_window, jnp.zeros_like(added))
@@ -104,11 +110,11 @@ def _key_kernel(query, key, value, bias, total, inner, gradient, *refs, sizes: S
             of_keys, of_values = carry
             column = block * sizes.columns
             queries, gradients = (load_tokens(x, index, column, sizes.columns, sizes) for x in (query, gradient))
-            totals, inners = (load_line(x, index, column, sizes.columns, sizes) for x in (total, inner))
+            totals, inners = load_statistics(total, inner, index, column, sizes.columns, sizes)
             of_columns = load_line(regions, window, column, sizes.columns, sizes) if sizes.masked else None
             scores = product(keys, queries.T)
             scores = masked_scores(scores, load_bias(bias, start, column, sizes), of_rows, of_columns)
-            weights = jnp.exp(scores - totals[None])
+            weights = jnp.exp2(scores - totals[None])
             of_values = of_values + product(weights.astype(gradients.dtype), gradients)
             of_scores = weights * (product(values, gradients.T) - inners[None])
             return of_keys + product(of_scores.astype(queries.dtype), queries), of_values
