@@ -3,8 +3,8 @@
 What `pretrain.distillation` does slab by slab through memory, these kernels (Pallas, by Triton) do for 64 voxels at a
 time in registers. Only masked voxels are read, and a block without any is skipped. Softmax needs three passes over the
 channels: norm and maximum, sums of exponentials, the teacher's probabilities. Features are made anew in each, in tiles
-of 128 channels; where all channels are one tile they are kept. No sum is shared between blocks, so that a result has
-the same bits each time: each block, or plane, writes its part and XLA adds the parts.
+of 64 channels or so; where all channels are one tile they are kept. No sum is shared between blocks, so that a result
+has the same bits each time: each block, or plane, writes its part and XLA adds the parts.
 """
 
 from typing import Any
@@ -38,7 +38,9 @@ def _split(refs: Refs, tails: tuple[bool, bool]) -> tuple[Refs, Refs, Refs]:
     return refs[:first], refs[first:second], refs[second:]
 
 
-def forward_body(*refs: Any, tails: tuple[bool, bool], channels: int, temperatures: tuple[float, float]) -> None:
+def forward_body(
+    *refs: Any, tails: tuple[bool, bool], channels: int, temperatures: tuple[float, float], tile: int
+) -> None:
     """Sums and statistics of a block of voxels."""
     student_refs, teacher_refs, (mask, sums, probability, statistics) = _split(refs, tails)
     number = pl.program_id(0)
@@ -48,25 +50,25 @@ def forward_body(*refs: Any, tails: tuple[bool, bool], channels: int, temperatur
     def _() -> None:
         sums[0, number] = 0.0
         sums[1, number] = 0.0
-        tile, count = tiles(channels)
+        size, count = tiles(channels, tile)
         for i in range(count):
-            column = i * tile + jnp.arange(tile)
-            plt.store(probability.at[number, column], jnp.zeros(tile, jnp.float32), mask=column < channels)
+            column = i * size + jnp.arange(size)
+            plt.store(probability.at[number, column], jnp.zeros(size, jnp.float32), mask=column < channels)
 
     @pl.when(block.wanted)
     def _() -> None:
-        student, teacher = (Network(one, block, channels) for one in (student_refs, teacher_refs))
+        student, teacher = (Network(one, block, channels, tile) for one in (student_refs, teacher_refs))
 
-        def size(start: Any, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        def measure(start: Any, carry: tuple[Array, ...]) -> tuple[Array, ...]:
             found = []
             for network, (square, top) in zip((student, teacher), (carry[:2], carry[2:]), strict=True):
-                tile = network.tile(start)
-                high = jnp.max(network.real(start, tile, -jnp.inf), axis=1, keepdims=True)
-                found += [square + row_sums(tile * tile), jnp.maximum(top, high)]
+                features = network.tile(start)
+                high = jnp.max(network.real(start, features, -jnp.inf), axis=1, keepdims=True)
+                found += [square + row_sums(features * features), jnp.maximum(top, high)]
             return tuple(found)
 
         lowest = float(jnp.finfo(jnp.float32).min)
-        sizes = student.scan(size, (filled(), filled(lowest), filled(), filled(lowest)))
+        sizes = student.scan(measure, (filled(), filled(lowest), filled(), filled(lowest)))
         (by_student, top_student), (by_teacher, top_teacher) = (
             (inverse_norm(square) / temperature, top)
             for square, top, temperature in zip(sizes[::2], sizes[1::2], temperatures, strict=True)
@@ -125,11 +127,11 @@ def _gradient_tile(
     return student.real(start, gradient * student.block.weight[:, None], 0.0)
 
 
-def values_body(*refs: Any, tails: tuple[bool, bool], channels: int, temperature: float) -> None:
+def values_body(*refs: Any, tails: tuple[bool, bool], channels: int, temperature: float, tile: int) -> None:
     """Gradient in the student's values, a block of voxels."""
     student_refs, teacher_refs, (mask, statistics, factor, gradient) = _split(refs, tails)
     block, scale = Block(mask, pl.program_id(0)), factor[pl.program_id(2)]
-    width = padded(gradient.shape[-1]) if tails[0] else tiles(channels)[0]
+    width = padded(gradient.shape[-1]) if tails[0] else tiles(channels, tile)[0]
 
     @pl.when(jnp.logical_not(block.wanted))
     def _() -> None:
@@ -138,18 +140,18 @@ def values_body(*refs: Any, tails: tuple[bool, bool], channels: int, temperature
 
     @pl.when(block.wanted)
     def _() -> None:
-        student, teacher = (Network(one, block, channels) for one in (student_refs, teacher_refs))
+        student, teacher = (Network(one, block, channels, tile) for one in (student_refs, teacher_refs))
         known = block.statistics(statistics)
 
         def write(start: Any, carry: Any) -> Any:
-            tile = _gradient_tile(student, teacher, start, known, temperature)
-            block.write(gradient, student.columns(start), tile * scale)
+            new = _gradient_tile(student, teacher, start, known, temperature)
+            block.write(gradient, student.columns(start), new * scale)
             return carry
 
         def add(start: Any, total: Array) -> Array:
-            tile = _gradient_tile(student, teacher, start, known, temperature)
+            new = _gradient_tile(student, teacher, start, known, temperature)
             kernel = student.kernel(start)
-            return total + product(tile.astype(kernel.dtype), kernel.T)
+            return total + product(new.astype(kernel.dtype), kernel.T)
 
         if tails[0]:
             total = student.scan(add, jnp.zeros((VOXELS, width), jnp.float32))
@@ -158,27 +160,27 @@ def values_body(*refs: Any, tails: tuple[bool, bool], channels: int, temperature
             student.scan(write, 0)
 
 
-def tail_body(*refs: Any, tails: tuple[bool, bool], channels: int, temperature: float) -> None:
+def tail_body(*refs: Any, tails: tuple[bool, bool], channels: int, temperature: float, tile: int) -> None:
     """Gradient in a tile of the student's tail, from one plane of voxels."""
     student_refs, teacher_refs, (mask, statistics, factor, kernel, bias) = _split(refs, tails)
-    tile, _ = tiles(channels)
-    start = pl.program_id(0) * tile
+    size, _ = tiles(channels, tile)
+    start = pl.program_id(0) * size
     rows = padded(kernel.shape[0])
 
     def add(number: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         block = Block(mask, number)
 
         def masked(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            student, teacher = (Network(one, block, channels) for one in (student_refs, teacher_refs))
+            student, teacher = (Network(one, block, channels, tile) for one in (student_refs, teacher_refs))
             gradient = _gradient_tile(student, teacher, start, block.statistics(statistics), temperature)
             narrow = gradient.astype(student.trunk.dtype)
             return carry[0] + product(student.trunk.T, narrow), carry[1] + jnp.sum(gradient, axis=0)
 
         return lax.cond(block.wanted, masked, lambda carry: carry, carry)
 
-    begin = jnp.zeros((rows, tile), jnp.float32), jnp.zeros(tile, jnp.float32)
+    begin = jnp.zeros((rows, size), jnp.float32), jnp.zeros(size, jnp.float32)
     new_kernel, new_bias = lax.fori_loop(0, blocks(mask.shape), add, begin)
-    row, column, scale = jnp.arange(rows), start + jnp.arange(tile), factor[pl.program_id(2)]
+    row, column, scale = jnp.arange(rows), start + jnp.arange(size), factor[pl.program_id(2)]
     known = (row < kernel.shape[0])[:, None] & (column < channels)[None, :]
     plt.store(kernel.at[row[:, None], column[None, :]], new_kernel * scale, mask=known)
     plt.store(bias.at[column], new_bias * scale, mask=column < channels)

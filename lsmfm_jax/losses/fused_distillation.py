@@ -131,7 +131,8 @@ def _split(
         return mesh, flat, tuple(map(placed, results)), tuple(map(placed, inputs))
 
     call = custom_partitioning(flat)
-    whole = sorted({name for axes in (*inputs, *results) for name in axes.split()} - set(SPLIT))
+    # In the order in which the rule names them.
+    whole = dict.fromkeys(name for axes in (*inputs, *results) for name in axes.split() if name not in SPLIT)
     rule = f"{', '.join(inputs)} -> {', '.join(results)}"
     call.def_partition(partition, sharding_rule=rule, need_replication_factors=tuple(whole))
     return call(*leaves)

@@ -18,8 +18,6 @@ from lsmfm_jax.losses.linear_tail import SMALLEST_NORM
 # Voxels of a block along Y and X. Masks hide cubes of 4, 8 or 16: a square meets fewer of them than a row does.
 BLOCK = (8, 8)
 VOXELS = BLOCK[0] * BLOCK[1]
-# Channels held at a time: features of student and teacher for 64 voxels fill half of the registers.
-TILE = 128
 # What the backward pass needs of each voxel: one over norm and temperature of student and teacher, the logarithms of
 # their sums of exponentials, and how the student's mean logit differs under both distributions.
 STATISTICS = 5
@@ -32,9 +30,9 @@ def padded(size: int) -> int:
     return max(SMALLEST_SIDE, pl.next_power_of_2(size))
 
 
-def tiles(channels: int) -> tuple[int, int]:
-    """Channels of a tile, and tiles."""
-    tile = min(TILE, padded(channels))
+def tiles(channels: int, most: int) -> tuple[int, int]:
+    """Channels of a tile, `most` where there are as many, and the number of tiles."""
+    tile = min(most, padded(channels))
     return tile, pl.cdiv(channels, tile)
 
 
@@ -55,8 +53,9 @@ class Block:
     def __init__(self, mask: Any, number: Any):
         (height, width), across = mask.shape, pl.cdiv(mask.shape[1], BLOCK[1])
         voxel = jnp.arange(VOXELS)
-        self.y = (number // across) * BLOCK[0] + voxel // BLOCK[1]
-        self.x = (number % across) * BLOCK[1] + voxel % BLOCK[1]
+        # Nothing is negative, and Triton has no remainder that rounds down.
+        self.y = lax.div(number, across) * BLOCK[0] + lax.div(voxel, BLOCK[1])
+        self.x = lax.rem(number, across) * BLOCK[1] + lax.rem(voxel, BLOCK[1])
         self.inside = (self.y < height) & (self.x < width)
         self.masked = plt.load(mask.at[self.y, self.x], mask=self.inside, other=0) != 0
         self.weight = self.masked.astype(jnp.float32)
@@ -87,10 +86,10 @@ class Block:
 class Network:
     """Dense features of the student or the teacher at the voxels of a block, by tiles of channels, float32."""
 
-    def __init__(self, refs: tuple[Any, ...], block: Block, channels: int):
+    def __init__(self, refs: tuple[Any, ...], block: Block, channels: int, tile: int):
         values, *tail = refs
         self.tail, self.channels = tail, channels
-        self.tile_size, self.count = tiles(channels)
+        self.tile_size, self.count = tiles(channels, tile)
         self.block, self.values = block, values
         self.trunk = block.read(values, jnp.arange(padded(values.shape[-1]))) if tail else None
         self.only = self._tile(0) if self.count == 1 else None
