@@ -73,7 +73,7 @@ def figures(compiled: Any) -> dict[str, Any]:
         "kernels": sum(kernel.times for kernel in each),
         "bytes": sum(kernel.times * kernel.bytes for kernel in each),
         "operations": sum(kernel.times * kernel.operations for kernel in each),
-        "requested_bytes": [int(number) for number in re.findall(r"requested_bytes\W+(\d+)", text)],
+        "requested_bytes": sum(int(number) for number in re.findall(r"requested_bytes\\22: \\22(\d+)", text)),
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
     }
 

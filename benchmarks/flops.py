@@ -26,6 +26,9 @@ def training_operations_per_patch(config: ConfigDict) -> dict[str, int]:
     augmentation and the text tower. The closing linear layer of a SwinUNETR, the tail, is contracted into the
     light decoder as in the training step, and multiplied out once on each side for the distillation.
     """
+    config = config.copy_and_resolve_references()
+    # Kernels of our own fill their blocks up, and count what they multiply.
+    config.train.kernels = "plain"
     networks = build_networks(config, None)
     volume = jax.ShapeDtypeStruct((1, *config.data.input_size, 1), "float32")
     key = jax.random.key(0)

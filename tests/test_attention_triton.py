@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lsmfm_jax.models import attention_fused, attention_kernel, attention_triton, build_backbone
+from lsmfm_jax.config import defaults
+from lsmfm_jax.models import (
+    attention_fused,
+    attention_kernel,
+    attention_triton,
+    build_backbone,
+    configured_architecture,
+)
 from lsmfm_jax.models.attention_kernel import attend
+from lsmfm_jax.tasks.finetune_start import build_network
+from lsmfm_jax.tasks.pretrain_networks import build_networks
 from lsmfm_jax.train.sharding import BATCH_AXES, make_mesh
 
 # Windows, batch, heads, tokens, width of a head, whether there are regions.
@@ -190,3 +199,15 @@ def test_a_network_with_kernels_is_the_same_network() -> None:
     assert counts == [0, 4]
     # Others have none and are built all the same.
     assert not hasattr(build_backbone("unet", kernels="fused", out_channels=4), "kernels")
+
+
+@pytest.mark.parametrize("kernels", ["plain", "fused"])
+def test_train_kernels_reaches_the_network_of_every_task(kernels: str) -> None:
+    for task in ("pretrain", "segment", "classify", "deblur", "inpaint"):
+        config = defaults(task)
+        config.model.name, config.train.kernels = "swin_unetr", kernels
+        if task == "pretrain":
+            backbone = build_networks(config, None).backbone
+        else:
+            backbone = build_network(config, configured_architecture(config.model.to_dict()), steps_per_epoch=1).backbone
+        assert backbone.kernels == kernels, task
