@@ -209,5 +209,7 @@ def test_train_kernels_reaches_the_network_of_every_task(kernels: str) -> None:
         if task == "pretrain":
             backbone = build_networks(config, None).backbone
         else:
-            backbone = build_network(config, configured_architecture(config.model.to_dict()), steps_per_epoch=1).backbone
+            backbone = build_network(
+                config, configured_architecture(config.model.to_dict()), steps_per_epoch=1
+            ).backbone
         assert backbone.kernels == kernels, task

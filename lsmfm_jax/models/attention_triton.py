@@ -44,6 +44,7 @@ class Sizes(NamedTuple):
         rows: queries in a block, or keys where a program works on keys.
         columns: tokens in each block that a program passes over.
         each: windows that a program goes through.
+        interpret: computed by JAX without a card.
     """
 
     count: int
@@ -54,6 +55,7 @@ class Sizes(NamedTuple):
     rows: int
     columns: int
     each: int
+    interpret: bool
 
     @property
     def row_blocks(self) -> int:
@@ -77,6 +79,7 @@ def sizes_of(
     *,
     block: tuple[int, int],
     summing: bool = False,
+    interpret: bool = False,
 ) -> Sizes:
     """Sizes for an array of queries; as many windows to a program as leave enough of them.
 
@@ -85,6 +88,7 @@ def sizes_of(
         regions: of the windows.
         block: rows and columns of a block of scores, of windows that are as large.
         summing: each program sums one block over windows, instead of passing over all columns.
+        interpret: computed by JAX without a card.
     """
     windows, batch, heads, tokens, width = query.shape
     smallest = max(16, pl.next_power_of_2(tokens))
@@ -92,7 +96,8 @@ def sizes_of(
     count = windows * batch
     blocks = heads * pl.cdiv(tokens, rows) * (pl.cdiv(tokens, columns) if summing else 1)
     groups = min(count, pl.cdiv(SUMMING_PROGRAMS if summing else PROGRAMS, blocks))
-    return Sizes(count, batch, tokens, width, regions is not None, rows, columns, pl.cdiv(count, groups))
+    each = pl.cdiv(count, groups)
+    return Sizes(count, batch, tokens, width, regions is not None, rows, columns, each, interpret)
 
 
 def flat(x: Float[Array, "w b h ..."]) -> Float[Array, "wb h ..."]:
@@ -153,6 +158,18 @@ def masked_scores(scores: Array, bias: Array, of_rows: Array | None, of_columns:
     return scores + jnp.where(of_rows[:, None] == of_columns[None], 0.0, FORBIDDEN * LOG2E)
 
 
+def power_of_two(x: Array, sizes: Sizes) -> Array:
+    """2**x by a card's own instruction; below float32's smallest normal number it gives 0.
+
+    What Triton makes of `exp2` keeps those numbers, with three instructions more for each of them.
+    """
+    if sizes.interpret:
+        return jnp.exp2(x)
+    kind = [jax.ShapeDtypeStruct(x.shape, x.dtype)]
+    instruction = "ex2.approx.ftz.f32 $0, $1;"
+    return plt.elementwise_inline_asm(instruction, args=[x], constraints="=f,f", pack=1, result_shape_dtypes=kind)[0]
+
+
 def share_of_program(sizes: Sizes, blocks: int):
     """Which of `blocks` blocks this program works on, the first window it goes through, and where it stops."""
     # Neighbouring programs share windows, so that one's keys are in the cache when the next reads them.
@@ -178,8 +195,8 @@ def _kernel(query, key, value, bias, *refs, sizes: Sizes) -> None:
             scores = product(queries, keys.T)
             scores = masked_scores(scores, load_bias(bias, start, column, sizes), of_rows, of_columns)
             new_top = jnp.maximum(top, scores.max(1))
-            weights = jnp.exp2(scores - new_top[:, None])
-            shrink = jnp.exp2(top - new_top)
+            weights = power_of_two(scores - new_top[:, None], sizes)
+            shrink = power_of_two(top - new_top, sizes)
             values = load_tokens(value, index, column, sizes.columns, sizes)
             mixed = mixed * shrink[:, None] + product(weights.astype(values.dtype), values)
             return new_top, norm * shrink + weights.sum(1), mixed
@@ -252,7 +269,7 @@ def forward(
     interpret: bool = False,
 ) -> tuple[Float[Array, "w b h n d"], Float[Array, "w b h n"]]:
     """Output, and each query's log-sum-exp of scores in float32; arguments as those of `attention_kernel.attend`."""
-    sizes = sizes_of(query, regions, block=BLOCK)
+    sizes = sizes_of(query, regions, block=BLOCK, interpret=interpret)
     heads = query.shape[2]
     tokens, line = token_spec(sizes), line_spec(sizes)
     mask = ([region_spec(sizes)], [regions]) if sizes.masked else ([], [])

@@ -27,6 +27,7 @@ from lsmfm_jax.models.attention_triton import (
     load_tokens,
     masked_scores,
     padded,
+    power_of_two,
     product,
     region_spec,
     share_of_program,
@@ -61,7 +62,7 @@ def _query_kernel(query, key, value, bias, total, inner, gradient, *refs, sizes:
             of_columns = load_line(regions, window, column, sizes.columns, sizes) if sizes.masked else None
             scores = product(queries, keys.T)
             scores = masked_scores(scores, load_bias(bias, start, column, sizes), of_rows, of_columns)
-            weights = jnp.exp2(scores - totals[:, None])
+            weights = power_of_two(scores - totals[:, None], sizes)
             of_scores = weights * (product(gradients, values.T) - inners[:, None])
             return of_queries + product(of_scores.astype(keys.dtype), keys)
 
@@ -88,7 +89,7 @@ def _bias_kernel(query, key, value, bias, total, inner, gradient, *refs, sizes: 
         of_rows = load_line(regions, window, row, sizes.rows, sizes) if sizes.masked else None
         of_columns = load_line(regions, window, column, sizes.columns, sizes) if sizes.masked else None
         scores = masked_scores(product(queries, keys.T), added, of_rows, of_columns)
-        weights = jnp.exp2(scores - totals[:, None])
+        weights = power_of_two(scores - totals[:, None], sizes)
         return summed + weights * (product(gradients, values.T) - inners[:, None])
 
     summed = jax.lax.fori_loop(first, last, one_window, jnp.zeros_like(added))
@@ -114,7 +115,7 @@ def _key_kernel(query, key, value, bias, total, inner, gradient, *refs, sizes: S
             of_columns = load_line(regions, window, column, sizes.columns, sizes) if sizes.masked else None
             scores = product(keys, queries.T)
             scores = masked_scores(scores, load_bias(bias, start, column, sizes), of_rows, of_columns)
-            weights = jnp.exp2(scores - totals[None])
+            weights = power_of_two(scores - totals[None], sizes)
             of_values = of_values + product(weights.astype(gradients.dtype), gradients)
             of_scores = weights * (product(values, gradients.T) - inners[None])
             return of_keys + product(of_scores.astype(queries.dtype), queries), of_values
@@ -171,7 +172,7 @@ def _given(operands: tuple, bias: Array, regions: Array | None, sizes: Sizes) ->
 
 def _query_gradient(operands: tuple, bias: Array, regions: Array | None, *, interpret: bool) -> Array:
     query = operands[0]
-    sizes = sizes_of(query, regions, block=QUERY_BLOCK)
+    sizes = sizes_of(query, regions, block=QUERY_BLOCK, interpret=interpret)
     arrays, specs = _given(operands, bias, regions, sizes)
     heads = query.shape[2]
     of_query = pl.pallas_call(
@@ -190,7 +191,7 @@ def _query_gradient(operands: tuple, bias: Array, regions: Array | None, *, inte
 
 def _key_gradients(operands: tuple, bias: Array, regions: Array | None, *, interpret: bool) -> tuple[Array, Array]:
     query = operands[0]
-    sizes = sizes_of(query, regions, block=KEY_BLOCK)
+    sizes = sizes_of(query, regions, block=KEY_BLOCK, interpret=interpret)
     arrays, specs = _given(operands, bias, regions, sizes)
     heads = query.shape[2]
     of_key, of_value = pl.pallas_call(
@@ -209,7 +210,7 @@ def _key_gradients(operands: tuple, bias: Array, regions: Array | None, *, inter
 
 def _bias_gradient(operands: tuple, bias: Array, regions: Array | None, *, interpret: bool) -> Array:
     query = operands[0]
-    sizes = sizes_of(query, regions, block=BIAS_BLOCK, summing=True)
+    sizes = sizes_of(query, regions, block=BIAS_BLOCK, summing=True, interpret=interpret)
     arrays, specs = _given(operands, bias, regions, sizes)
     heads, blocks = query.shape[2], sizes.row_blocks * sizes.column_blocks
     _, *filled = arrays[3].shape
