@@ -1,5 +1,7 @@
 """The attention kernels, interpreted on the CPU, against the formula in float64 and against the plain form."""
 
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -199,6 +201,11 @@ def test_a_network_with_kernels_is_the_same_network() -> None:
     assert counts == [0, 4]
     # Others have none and are built all the same.
     assert not hasattr(build_backbone("unet", kernels="fused", out_channels=4), "kernels")
+
+
+def test_who_does_not_want_kernels_need_not_wait_for_pallas() -> None:
+    code = "import sys, lsmfm_jax.models.swin_unetr; sys.exit('jax.experimental.pallas' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("kernels", ["plain", "fused"])
