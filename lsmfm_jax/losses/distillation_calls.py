@@ -14,7 +14,10 @@ from jaxtyping import Array
 
 from lsmfm_jax.losses.distillation_kernel import forward_body, tail_body, values_body
 from lsmfm_jax.losses.linear_tail import Tail
-from lsmfm_jax.losses.voxel_blocks import STATISTICS, VOXELS, blocks, padded, tiles
+from lsmfm_jax.losses.voxel_blocks import STATISTICS, VOXELS, Layout, blocks, padded, tiles
+
+# An array or its shape, and what a program sees of it; see `_call`.
+Placed = tuple[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,10 @@ NARROW = Tiling(64, 4)
 NARROW_TAIL = Tiling(128, 8)
 # Exact products of float32 run without the matrix units, on many registers.
 WIDE = Tiling(16, 8)
+# Masks hide cubes of 4, 8 or 16: a square meets fewer of them than a row does, and more blocks are skipped.
+SQUARE = (8, 8)
+# Memory comes in pieces of 32 bytes, 16 voxels of a channel. For wide values that counts for more.
+FLAT = (4, 16)
 
 
 def forward(
@@ -46,31 +53,35 @@ def forward(
     mask: Array,
     *,
     temperatures: tuple[float, float],
+    channels_first: bool = False,
     interpret: bool = False,
 ) -> tuple[Array, Array, Array]:
     """Sums over each block's masked voxels, and what the backward pass needs of each voxel.
 
     Args:
-        student: trunk values, `B Z Y X F`, float32 or a 16-bit type.
+        student: trunk values, `B Z Y X F` or `B F Z Y X`, float32 or a 16-bit type.
         student_tail: kernel and bias, or None.
         teacher: as the student.
         teacher_tail: as the student's.
         mask: `B Z Y X`.
         temperatures: of student and teacher.
+        channels_first: what values are.
         interpret: run by JAX's own operations, on any device.
 
     Returns:
         Divergence and entropy, `B Z 2 N`; the teacher's probabilities, `B Z N D`; statistics, `B Z 5 Y X`, undefined
-        where the mask is False.
+        in blocks without masked voxels.
     """
-    operands = _operands(student, student_tail, teacher, teacher_tail, mask)
-    channels, planes, count = _channels(student, student_tail), mask.shape[:2], blocks(mask.shape[2:])
+    operands = _operands(student, student_tail, teacher, teacher_tail, mask, channels_first=channels_first)
+    layout = _layout(channels_first, student_tail)
+    channels, count = _channels(student, student_tail, layout), blocks(mask.shape[2:], layout.edges)
     results = ((2, count), (count, channels), (STATISTICS, *mask.shape[2:]))
     tiling = _tiling(student, student_tail, teacher_tail)
     body = functools.partial(
         forward_body,
         tails=_tails(student_tail, teacher_tail),
         channels=channels,
+        layout=layout,
         temperatures=temperatures,
         tile=tiling.tile,
     )
@@ -80,12 +91,12 @@ def forward(
         body,
         "distillation_forward",
         operands,
-        [jax.ShapeDtypeStruct((*planes, *result), jnp.float32) for result in results],
+        [("plane", jax.ShapeDtypeStruct((*mask.shape[:2], *result), jnp.float32)) for result in results],
         first=count,
         warps=tiling.warps,
         products=sum(
-            time * _product_operations(values, tail, mask)
-            for time, values, tail in zip(times, (student, teacher), (student_tail, teacher_tail), strict=True)
+            time * _product_operations(tail, mask, layout)
+            for time, tail in zip(times, (student_tail, teacher_tail), strict=True)
         ),
         interpret=interpret,
     )
@@ -101,25 +112,33 @@ def backward(
     factor: Array,
     *,
     temperatures: tuple[float, float],
+    channels_first: bool = False,
     interpret: bool = False,
 ) -> tuple[Array, ...]:
     """Gradients of `factor`, a number for each sample, times the divergence.
 
     Returns:
-        Gradient in the student's values, `B Z Y X F`; with a tail also in its kernel, `B Z F D`, and bias, `B Z D`,
+        Gradient in the student's values, as they are; with a tail also in its kernel, `B Z F D`, and bias, `B Z D`,
         the parts of each plane, float32.
     """
-    operands = [*_operands(student, student_tail, teacher, teacher_tail, mask), statistics, factor]
-    channels = _channels(student, student_tail)
+    operands = _operands(student, student_tail, teacher, teacher_tail, mask, channels_first=channels_first)
+    operands += [("plane", statistics), ("whole", factor)]
+    layout = _layout(channels_first, student_tail)
+    channels = _channels(student, student_tail, layout)
     tiling = _tiling(student, student_tail, teacher_tail)
-    settings = {"tails": _tails(student_tail, teacher_tail), "channels": channels, "temperature": temperatures[0]}
-    each = [_product_operations(*pair, mask) for pair in ((student, student_tail), (teacher, teacher_tail))]
+    settings = {
+        "tails": _tails(student_tail, teacher_tail),
+        "channels": channels,
+        "layout": layout,
+        "temperature": temperatures[0],
+    }
+    each = [_product_operations(tail, mask, layout) for tail in (student_tail, teacher_tail)]
     values = _call(
         functools.partial(values_body, **settings, tile=tiling.tile),
         "distillation_backward_values",
         operands,
-        [jax.ShapeDtypeStruct(student.shape, student.dtype)],
-        first=blocks(mask.shape[2:]),
+        [(_kind(channels_first), jax.ShapeDtypeStruct(student.shape, student.dtype))],
+        first=blocks(mask.shape[2:], layout.edges),
         warps=tiling.warps,
         products=2 * each[0] + each[1],
         interpret=interpret,
@@ -133,7 +152,7 @@ def backward(
         functools.partial(tail_body, **settings, tile=tiling.tile),
         "distillation_backward_tail",
         operands,
-        [jax.ShapeDtypeStruct((*mask.shape[:2], *shape), jnp.float32) for shape in shapes],
+        [("plane", jax.ShapeDtypeStruct((*mask.shape[:2], *shape), jnp.float32)) for shape in shapes],
         first=count,
         warps=tiling.warps,
         products=2 * each[0] + each[1],
@@ -144,19 +163,33 @@ def backward(
 
 
 def _operands(
-    student: Array, student_tail: Tail | None, teacher: Array, teacher_tail: Tail | None, mask: Array
-) -> list:
-    operands = []
+    student: Array,
+    student_tail: Tail | None,
+    teacher: Array,
+    teacher_tail: Tail | None,
+    mask: Array,
+    *,
+    channels_first: bool,
+) -> list[Placed]:
+    operands: list[Placed] = []
     for values, tail in ((student, student_tail), (teacher, teacher_tail)):
-        operands.append(values)
+        operands.append((_kind(channels_first), values))
         if tail is not None:
             # The product runs in the values' type, as in the plain form.
-            operands += [tail[0].astype(values.dtype), tail[1]]
-    return [*operands, mask.astype(jnp.int8)]
+            operands += [("whole", tail[0].astype(values.dtype)), ("whole", tail[1])]
+    return [*operands, ("plane", mask.astype(jnp.int8))]
 
 
-def _channels(values: Array, tail: Tail | None) -> int:
-    return values.shape[-1] if tail is None else tail[0].shape[-1]
+def _kind(channels_first: bool) -> str:
+    return "first" if channels_first else "last"
+
+
+def _layout(channels_first: bool, tail: Tail | None) -> Layout:
+    return Layout(channels_first, FLAT if channels_first and tail is None else SQUARE)
+
+
+def _channels(values: Array, tail: Tail | None, layout: Layout) -> int:
+    return values.shape[1 if layout.channels_first else -1] if tail is None else tail[0].shape[-1]
 
 
 def _tiling(values: Array, *tails: Tail | None) -> Tiling:
@@ -169,19 +202,19 @@ def _tails(*tails: Tail | None) -> tuple[bool, ...]:
     return tuple(tail is not None for tail in tails)
 
 
-def _product_operations(values: Array, tail: Tail | None, mask: Array) -> int:
+def _product_operations(tail: Tail | None, mask: Array, layout: Layout) -> int:
     """Operations of making all dense features of a network once, padding included."""
     if tail is None:
         return 0
-    voxels = math.prod(mask.shape[:2]) * blocks(mask.shape[2:]) * VOXELS
-    return 2 * voxels * padded(values.shape[-1]) * padded(tail[0].shape[-1])
+    voxels = math.prod(mask.shape[:2]) * blocks(mask.shape[2:], layout.edges) * VOXELS
+    return 2 * voxels * math.prod(map(padded, tail[0].shape))
 
 
 def _call(
     body: Any,
     name: str,
-    operands: Sequence[Array],
-    results: Sequence[jax.ShapeDtypeStruct],
+    operands: Sequence[Placed],
+    results: Sequence[Placed],
     *,
     first: int,
     warps: int,
@@ -194,34 +227,36 @@ def _call(
     Args:
         body: of the kernel.
         name: of the kernel, for profiles.
-        operands: those of three axes and more begin with batch and Z, and so does the last, a number for each sample.
-        results: begin with batch and Z.
+        operands: with what a program sees of each: values (channels "first" or "last") and arrays of planes (`B Z ...`)
+            its own plane, others the "whole".
+        results: shapes, the same way.
         first: programs of a plane.
         warps: of a program.
         products: operations of matrix products, if no block is skipped; for benchmarks/kernels.py.
-        reads: how often each volume is read.
+        reads: how often the operands are read.
         interpret: run by JAX's own operations.
     """
-    mask_shape = next(operand.shape for operand in operands if operand.dtype == jnp.int8)
-    batch, depth = mask_shape[:2]
-
-    def spec(array: Any) -> pl.BlockSpec:
-        zeros = (0,) * (len(array.shape) - 2)
-        if array.shape[:2] == (batch, depth) and len(array.shape) > 2:
-            return pl.BlockSpec((None, None, *array.shape[2:]), lambda _, z, b: (b, z, *zeros))
-        return pl.BlockSpec(array.shape, lambda *_: (0,) * len(array.shape))
-
-    read = sum(operand.size * operand.dtype.itemsize for operand in operands) * reads
-    written = sum(math.prod(result.shape) * result.dtype.itemsize for result in results)
+    batch, depth = next(array.shape[:2] for kind, array in operands if kind == "plane")
+    read = sum(array.size * array.dtype.itemsize for _, array in operands) * reads
+    written = sum(math.prod(result.shape) * result.dtype.itemsize for _, result in results)
     return pl.pallas_call(
         body,
         grid=(first, depth, batch),
-        in_specs=[spec(operand) for operand in operands],
-        out_specs=[spec(result) for result in results],
-        out_shape=list(results),
+        in_specs=[_spec(*operand) for operand in operands],
+        out_specs=[_spec(*result) for result in results],
+        out_shape=[shape for _, shape in results],
         compiler_params=plt.CompilerParams(num_warps=warps, num_stages=2),
         interpret=interpret,
         name=name,
         # The compiled program shows them; of all that is read and written, masked or not.
         metadata={"operations": str(products), "bytes": str(read + written)},
-    )(*operands)
+    )(*(array for _, array in operands))
+
+
+def _spec(kind: str, array: Any) -> pl.BlockSpec:
+    shape = array.shape
+    if kind == "whole":
+        return pl.BlockSpec(shape, lambda *_: (0,) * len(shape))
+    if kind == "first":
+        return pl.BlockSpec((None, shape[1], None, *shape[3:]), lambda _, z, b: (b, 0, z, 0, 0))
+    return pl.BlockSpec((None, None, *shape[2:]), lambda _, z, b: (b, z, *(0,) * (len(shape) - 2)))

@@ -1,10 +1,10 @@
 """Distillation on NVIDIA cards: logits, softmax and divergence of a block of voxels in one kernel, nothing in between.
 
 What `pretrain.distillation` does slab by slab through memory, these kernels (Pallas, by Triton) do for 64 voxels at a
-time in registers. Only masked voxels are read, and a block without any is skipped. Softmax needs three passes over the
-channels: norm and maximum, sums of exponentials, the teacher's probabilities. Features are made anew in each, in tiles
-of 64 channels or so; where all channels are one tile they are kept. No sum is shared between blocks, so that a result
-has the same bits each time: each block, or plane, writes its part and XLA adds the parts.
+time in registers. A block without masked voxels is skipped, and not read. Softmax needs three passes over the channels:
+norm and maximum, sums of exponentials, the teacher's probabilities. Features are made anew in each, in tiles of 64
+channels or so; where all channels are one tile they are kept. No sum is shared between blocks, so that a result has the
+same bits each time: each block, or plane, writes its part and XLA adds the parts.
 """
 
 from typing import Any
@@ -18,6 +18,7 @@ from jaxtyping import Array
 from lsmfm_jax.losses.voxel_blocks import (
     VOXELS,
     Block,
+    Layout,
     Network,
     blocks,
     filled,
@@ -39,12 +40,12 @@ def _split(refs: Refs, tails: tuple[bool, bool]) -> tuple[Refs, Refs, Refs]:
 
 
 def forward_body(
-    *refs: Any, tails: tuple[bool, bool], channels: int, temperatures: tuple[float, float], tile: int
+    *refs: Any, tails: tuple[bool, bool], channels: int, temperatures: tuple[float, float], tile: int, layout: Layout
 ) -> None:
     """Sums and statistics of a block of voxels."""
     student_refs, teacher_refs, (mask, sums, probability, statistics) = _split(refs, tails)
     number = pl.program_id(0)
-    block = Block(mask, number)
+    block = Block(mask, number, layout)
 
     @pl.when(jnp.logical_not(block.wanted))
     def _() -> None:
@@ -127,15 +128,17 @@ def _gradient_tile(
     return student.real(start, gradient * student.block.weight[:, None], 0.0)
 
 
-def values_body(*refs: Any, tails: tuple[bool, bool], channels: int, temperature: float, tile: int) -> None:
+def values_body(
+    *refs: Any, tails: tuple[bool, bool], channels: int, temperature: float, tile: int, layout: Layout
+) -> None:
     """Gradient in the student's values, a block of voxels."""
     student_refs, teacher_refs, (mask, statistics, factor, gradient) = _split(refs, tails)
-    block, scale = Block(mask, pl.program_id(0)), factor[pl.program_id(2)]
-    width = padded(gradient.shape[-1]) if tails[0] else tiles(channels, tile)[0]
+    block, scale = Block(mask, pl.program_id(0), layout), factor[pl.program_id(2)]
+    width = padded(block.width(gradient)) if tails[0] else tiles(channels, tile)[0]
 
     @pl.when(jnp.logical_not(block.wanted))
     def _() -> None:
-        for start in range(0, gradient.shape[-1], width):
+        for start in range(0, block.width(gradient), width):
             block.write(gradient, start + jnp.arange(width), jnp.zeros((VOXELS, width), jnp.float32))
 
     @pl.when(block.wanted)
@@ -160,7 +163,9 @@ def values_body(*refs: Any, tails: tuple[bool, bool], channels: int, temperature
             student.scan(write, 0)
 
 
-def tail_body(*refs: Any, tails: tuple[bool, bool], channels: int, temperature: float, tile: int) -> None:
+def tail_body(
+    *refs: Any, tails: tuple[bool, bool], channels: int, temperature: float, tile: int, layout: Layout
+) -> None:
     """Gradient in a tile of the student's tail, from one plane of voxels."""
     student_refs, teacher_refs, (mask, statistics, factor, kernel, bias) = _split(refs, tails)
     size, _ = tiles(channels, tile)
@@ -168,7 +173,7 @@ def tail_body(*refs: Any, tails: tuple[bool, bool], channels: int, temperature: 
     rows = padded(kernel.shape[0])
 
     def add(number: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        block = Block(mask, number)
+        block = Block(mask, number, layout)
 
         def masked(carry: tuple[Array, Array]) -> tuple[Array, Array]:
             student, teacher = (Network(one, block, channels, tile) for one in (student_refs, teacher_refs))
@@ -179,7 +184,7 @@ def tail_body(*refs: Any, tails: tuple[bool, bool], channels: int, temperature: 
         return lax.cond(block.wanted, masked, lambda carry: carry, carry)
 
     begin = jnp.zeros((rows, size), jnp.float32), jnp.zeros(size, jnp.float32)
-    new_kernel, new_bias = lax.fori_loop(0, blocks(mask.shape), add, begin)
+    new_kernel, new_bias = lax.fori_loop(0, blocks(mask.shape, layout.edges), add, begin)
     row, column, scale = jnp.arange(rows), start + jnp.arange(size), factor[pl.program_id(2)]
     known = (row < kernel.shape[0])[:, None] & (column < channels)[None, :]
     plt.store(kernel.at[row[:, None], column[None, :]], new_kernel * scale, mask=known)

@@ -29,12 +29,15 @@ class Form:
         student_temperature: divides the student's normalised features.
         teacher_temperature: divides the teacher's normalised features.
         plain: divergence, entropy and probabilities from student, its tail, teacher, its tail and mask.
+        channels_first: how the compiler lays out values in memory around the kernels, which must not be turned for
+            them: `B F Z Y X` as convolutions on cards have it, unless they are told otherwise.
         interpret: run the kernels by JAX's own operations, on any device: for tests.
     """
 
     student_temperature: float
     teacher_temperature: float
     plain: Callable[..., tuple[Array, Array, Array]]
+    channels_first: bool = True
     interpret: bool = False
 
     def kernels(self, name: str) -> Callable[..., Any]:
@@ -43,7 +46,32 @@ class Form:
         from lsmfm_jax.losses import distillation_calls
 
         temperatures = (self.student_temperature, self.teacher_temperature)
-        return partial(getattr(distillation_calls, name), temperatures=temperatures, interpret=self.interpret)
+        return partial(
+            getattr(distillation_calls, name),
+            temperatures=temperatures,
+            channels_first=self.channels_first,
+            interpret=self.interpret,
+        )
+
+    @property
+    def values(self) -> str:
+        """Axes of values, as the kernels get them; `{}` stands for their last one."""
+        return "b {} z y x" if self.channels_first else "b z y x {}"
+
+    def turned(self, operands: Sequence[Any]) -> list[Any]:
+        """Student, its tail, teacher, its tail and mask as the kernels get them: nothing moves in memory."""
+        student, student_tail, teacher, teacher_tail, mask = operands
+        if self.channels_first:
+            student, teacher = (jnp.moveaxis(values, -1, 1) for values in (student, teacher))
+        return [student, student_tail, teacher, teacher_tail, mask]
+
+    def names(self, operands: Sequence[Any]) -> list[Any]:
+        """Names of the axes of student, its tail, teacher, its tail and mask."""
+        found = []
+        for name, tail in (("f", operands[1]), ("g", operands[3])):
+            values = self.values.format("d" if tail is None else name)
+            found += [values, None if tail is None else (f"{name} d", "d")]
+        return [*found, "b z y x"]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -60,7 +88,9 @@ def distillation_sums(
 def _forward(form: Form, *operands: Any) -> tuple[Any, Any]:
     def on_card(*operands: Any) -> tuple[Array, ...]:
         results = ("b z two n", "b z n d", "b z five y x")
-        sums, probability, statistics = _split(form.kernels("forward"), operands, _names(operands), results)
+        sums, probability, statistics = _split(
+            form.kernels("forward"), form.turned(operands), form.names(operands), results
+        )
         divergence, entropy = jnp.moveaxis(sums.sum(axis=(1, 3)), -1, 0)
         return divergence, entropy, probability.sum(axis=(1, 2)), statistics
 
@@ -77,9 +107,13 @@ def _backward(form: Form, saved: Any, cotangents: tuple[Array, Array, Array]) ->
 
     def on_card(operands: Any, statistics: Array, factor: Array) -> tuple[Array, Any]:
         tail = operands[1]
-        results = ("b z y x f",) if tail is None else ("b z y x f", "b z f d", "b z d")
-        names = [*_names(operands), "b z five y x", "b"]
-        values, *parts = _split(form.kernels("backward"), (*operands, statistics, factor), names, results)
+        gradient = form.values.format("d" if tail is None else "f")
+        results = (gradient,) if tail is None else (gradient, "b z f d", "b z d")
+        names = [*form.names(operands), "b z five y x", "b"]
+        given = (*form.turned(operands), statistics, factor)
+        values, *parts = _split(form.kernels("backward"), given, names, results)
+        if form.channels_first:
+            values = jnp.moveaxis(values, 1, -1)
         if tail is None:
             return values, None
         sums = (part.sum(axis=(0, 1)) for part in parts)
@@ -102,15 +136,6 @@ def _by_platform(form: Form, on_card: Callable[..., Any], elsewhere: Callable[..
     return lax.platform_dependent(*operands, cuda=on_card, default=elsewhere)
 
 
-def _names(operands: Sequence[Any]) -> list[Any]:
-    """Names of the axes of student, its tail, teacher, its tail and mask, of the shape of the operands."""
-    found = []
-    for name, tail in (("f", operands[1]), ("g", operands[3])):
-        width = "d" if tail is None else name
-        found += [f"b z y x {width}", None if tail is None else (f"{name} d", "d")]
-    return [*found, "b z y x"]
-
-
 def _split(
     function: Callable[..., tuple[Array, ...]], operands: Sequence[Any], names: Sequence[Any], results: Sequence[str]
 ) -> tuple[Array, ...]:
@@ -122,8 +147,9 @@ def _split(
         return tuple(function(*jax.tree.unflatten(tree, leaves)))
 
     def partition(mesh: Any, arguments: Sequence[Any], _: Any) -> tuple[Any, ...]:
-        given = (*arguments[0].sharding.spec, None, None)
-        axes = dict(zip(SPLIT, given, strict=False))
+        names = inputs[0].split()
+        given = dict(zip(names, (*arguments[0].sharding.spec, *(None,) * len(names)), strict=False))
+        axes = {name: given[name] for name in SPLIT}
 
         def placed(axis_names: str) -> NamedSharding:
             return NamedSharding(mesh, PartitionSpec(*(axes.get(name) for name in axis_names.split())))

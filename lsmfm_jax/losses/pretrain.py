@@ -62,6 +62,7 @@ def distillation(
     teacher_temperature: float,
     slab_voxels: int = 8192,
     kernels: str = "plain",
+    channels_first: bool = True,
 ) -> DistillationSums:
     """KL(teacher ‖ student) of softmax over channels of L2-normalised dense features, at masked voxels.
 
@@ -78,7 +79,9 @@ def distillation(
         teacher_temperature: divides the teacher's normalised features.
         slab_voxels: most voxels of one sample to hold with all their channels at a time.
         kernels: "plain", or "fused" for hand-written kernels on NVIDIA cards (`fused_distillation`), which hold
-            channels for 64 voxels at a time and read masked voxels only. Elsewhere both are the same.
+            channels for 64 voxels at a time and skip where none is masked. Elsewhere both are the same.
+        channels_first: how fused kernels read values: as convolutions on cards have them in memory, `B F Z Y X`, or
+            as the compiler's fast mode has them, `B Z Y X F`. The other of both costs copies.
 
     Source: paper, "Pretraining Objective", term (1); the normalisation is from the released code.
     """
@@ -92,7 +95,7 @@ def distillation(
     operands = (student, student_tail, teacher, teacher_tail, mask)
     # The kernels know float32 and less; whoever checks gradients in float64 means the formula.
     if kernels == "fused" and wide_type(student, teacher) == jnp.float32:
-        sums = distillation_sums(Form(student_temperature, teacher_temperature, plain), *operands)
+        sums = distillation_sums(Form(student_temperature, teacher_temperature, plain, channels_first), *operands)
     else:
         sums = plain(*operands)
     divergence, entropy, probability = sums

@@ -3,6 +3,7 @@
 Used inside of Pallas kernels only, and imported only where they are wanted: Pallas takes time to import.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,14 +16,26 @@ from jaxtyping import Array
 
 from lsmfm_jax.losses.linear_tail import SMALLEST_NORM
 
-# Voxels of a block along Y and X. Masks hide cubes of 4, 8 or 16: a square meets fewer of them than a row does.
-BLOCK = (8, 8)
-VOXELS = BLOCK[0] * BLOCK[1]
+# Voxels that a program handles together.
+VOXELS = 64
 # What the backward pass needs of each voxel: one over norm and temperature of student and teacher, the logarithms of
 # their sums of exponentials, and how the student's mean logit differs under both distributions.
 STATISTICS = 5
 # Triton multiplies matrices of 16 and more on each side, and its arrays have powers of two.
 SMALLEST_SIDE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How voxels lie in memory, and which of them make a block.
+
+    Attributes:
+        channels_first: values are `B F Z Y X` in memory, otherwise `B Z Y X F`.
+        edges: of a block along Y and X; their product is `VOXELS`.
+    """
+
+    channels_first: bool
+    edges: tuple[int, int]
 
 
 def padded(size: int) -> int:
@@ -36,9 +49,9 @@ def tiles(channels: int, most: int) -> tuple[int, int]:
     return tile, pl.cdiv(channels, tile)
 
 
-def blocks(plane: Sequence[int]) -> int:
+def blocks(plane: Sequence[int], edges: Sequence[int]) -> int:
     """Blocks of a plane."""
-    return math.prod(pl.cdiv(side, edge) for side, edge in zip(plane, BLOCK, strict=True))
+    return math.prod(pl.cdiv(side, edge) for side, edge in zip(plane, edges, strict=True))
 
 
 def product(left: Array, right: Array) -> Array:
@@ -48,39 +61,51 @@ def product(left: Array, right: Array) -> Array:
 
 
 class Block:
-    """The voxels of one block of a plane: where they are, and which of them are masked."""
+    """The voxels of one block of a plane: where they are, and which of them are masked.
 
-    def __init__(self, mask: Any, number: Any):
-        (height, width), across = mask.shape, pl.cdiv(mask.shape[1], BLOCK[1])
+    Values of a plane are `Y X F`, or `F Y X` where channels come first.
+    """
+
+    def __init__(self, mask: Any, number: Any, layout: Layout):
+        self.layout, edges = layout, layout.edges
+        (height, width), across = mask.shape, pl.cdiv(mask.shape[1], edges[1])
         voxel = jnp.arange(VOXELS)
         # Nothing is negative, and Triton has no remainder that rounds down.
-        self.y = lax.div(number, across) * BLOCK[0] + lax.div(voxel, BLOCK[1])
-        self.x = lax.rem(number, across) * BLOCK[1] + lax.rem(voxel, BLOCK[1])
+        self.y = lax.div(number, across) * edges[0] + lax.div(voxel, edges[1])
+        self.x = lax.rem(number, across) * edges[1] + lax.rem(voxel, edges[1])
         self.inside = (self.y < height) & (self.x < width)
-        self.masked = plt.load(mask.at[self.y, self.x], mask=self.inside, other=0) != 0
-        self.weight = self.masked.astype(jnp.float32)
+        # As all of the block: whether a voxel is masked says nothing of its neighbours, and reading would go one by one.
+        masked = plt.load(mask.at[self.y, self.x], mask=self.inside, other=0) != 0
+        self.weight = masked.astype(jnp.float32)
         self.wanted = jnp.max(self.weight) > 0
 
     def read(self, values: Any, column: Array) -> Array:
-        """Columns of the masked voxels' values; zeros for all else."""
-        known = self.masked[:, None] & (column < values.shape[-1])[None, :]
-        return plt.load(values.at[self.y[:, None], self.x[:, None], column[None, :]], mask=known, other=0.0)
+        """Columns of the voxels' values; zeros beyond the plane and the last column."""
+        known = self.inside[:, None] & (column < self.width(values))[None, :]
+        return plt.load(self._place(values, column), mask=known, other=0.0)
 
     def write(self, values: Any, column: Array, new: Array) -> None:
-        """Columns of all voxels of the block, masked or not."""
-        known = self.inside[:, None] & (column < values.shape[-1])[None, :]
-        place = values.at[self.y[:, None], self.x[:, None], column[None, :]]
-        plt.store(place, new.astype(values.dtype), mask=known)
+        """Columns of the voxels."""
+        known = self.inside[:, None] & (column < self.width(values))[None, :]
+        plt.store(self._place(values, column), new.astype(values.dtype), mask=known)
+
+    def width(self, values: Any) -> int:
+        """Columns of a plane's values."""
+        return values.shape[0 if self.layout.channels_first else -1]
+
+    def _place(self, values: Any, column: Array) -> Any:
+        y, x, column = self.y[:, None], self.x[:, None], column[None, :]
+        return values.at[column, y, x] if self.layout.channels_first else values.at[y, x, column]
 
     def statistics(self, array: Any) -> list[Array]:
         """Each of them, `VOXELS 1`."""
-        rows = [plt.load(array.at[i, self.y, self.x], mask=self.masked, other=0.0) for i in range(STATISTICS)]
+        rows = [plt.load(array.at[i, self.y, self.x], mask=self.inside, other=0.0) for i in range(STATISTICS)]
         return [row[:, None] for row in rows]
 
     def write_statistics(self, array: Any, rows: list[Array]) -> None:
-        """Each of them, `VOXELS 1`, at masked voxels."""
+        """Each of them, `VOXELS 1`."""
         for i, row in enumerate(rows):
-            plt.store(array.at[i, self.y, self.x], row[:, 0], mask=self.masked)
+            plt.store(array.at[i, self.y, self.x], row[:, 0], mask=self.inside)
 
 
 class Network:
@@ -91,7 +116,7 @@ class Network:
         self.tail, self.channels = tail, channels
         self.tile_size, self.count = tiles(channels, tile)
         self.block, self.values = block, values
-        self.trunk = block.read(values, jnp.arange(padded(values.shape[-1]))) if tail else None
+        self.trunk = block.read(values, jnp.arange(padded(block.width(values)))) if tail else None
         self.only = self._tile(0) if self.count == 1 else None
 
     def columns(self, start: Any) -> Array:

@@ -178,6 +178,7 @@ class _Pretraining:
             student_temperature=weights.student_temperature,
             teacher_temperature=weights.teacher_temperature,
             kernels=self.config.train.kernels,
+            channels_first=self.config.train.xla != "fast",
         )
         prediction = self._reconstruct(params, student)
         reconstruction = losses.reconstruction_l1(prediction, rows["image"], rows["mask"])
