@@ -117,11 +117,11 @@ def test_windows_shared_by_several_programs_add_up(interpreted, monkeypatch) -> 
     assert_close(interpreted(*given), formula(*given), 2e-6)
 
 
-@pytest.mark.parametrize("regions", [False, True])
-def test_each_device_computes_its_own_samples(regions: bool, interpreted) -> None:
-    given = operands(3, 8, 2, 27, 12, regions)
-    mesh = make_mesh(data=2, fsdp=2, devices=jax.devices()[:4])
-    split = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
+@pytest.mark.parametrize(("regions", "windows"), [(False, None), (True, None), (True, "depth")])
+def test_each_device_computes_its_own_samples_and_windows(regions: bool, windows: str | None, interpreted) -> None:
+    given = operands(4, 8, 2, 27, 12, regions)
+    mesh = make_mesh(data=2, fsdp=2, depth=2)
+    split = NamedSharding(mesh, PartitionSpec(windows, BATCH_AXES))
     whole = NamedSharding(mesh, PartitionSpec())
     placed = [jax.device_put(x, split if x.ndim == 5 else whole) for x in given if x is not None]
     if not regions:

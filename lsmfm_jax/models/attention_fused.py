@@ -4,6 +4,7 @@ The compiler cannot split a kernel, it would gather its operands. So it is told 
 query is split already. Only the bias gradient is a sum over devices.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -82,8 +83,13 @@ def _split(
     """
 
     def partition(mesh: Any, arguments: Sequence[Any], _: Any) -> tuple[Any, ...]:
-        split = dict(zip(SPLIT, (*arguments[0].sharding.spec, None, None, None), strict=False))
-        over = tuple(axis for name in ("w", "b") for axis in _flat(split[name]))
+        query = arguments[0]
+        given = zip(SPLIT, query.shape, (*query.sharding.spec, None, None, None), strict=False)
+        # Devices whose number does not divide an axis all compute the whole of it.
+        split = {
+            name: axes for name, size, axes in given if size % math.prod(mesh.shape[axis] for axis in _flat(axes)) == 0
+        }
+        over = tuple(axis for name in ("w", "b") for axis in _flat(split.get(name)))
 
         def placed(axes: str) -> NamedSharding:
             return NamedSharding(mesh, PartitionSpec(*(split.get(name) for name in axes.split())))
