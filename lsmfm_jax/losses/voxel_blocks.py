@@ -74,7 +74,7 @@ class Block:
         self.y = lax.div(number, across) * edges[0] + lax.div(voxel, edges[1])
         self.x = lax.rem(number, across) * edges[1] + lax.rem(voxel, edges[1])
         self.inside = (self.y < height) & (self.x < width)
-        # As all of the block: whether a voxel is masked says nothing of its neighbours, and reading would go one by one.
+        # For all of the block: that a voxel is masked says nothing of its neighbour, and reading would go one by one.
         masked = plt.load(mask.at[self.y, self.x], mask=self.inside, other=0) != 0
         self.weight = masked.astype(jnp.float32)
         self.wanted = jnp.max(self.weight) > 0
