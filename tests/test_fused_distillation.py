@@ -11,8 +11,10 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from scipy.special import log_softmax
 
+from lsmfm_jax.config.load import load_config
 from lsmfm_jax.losses import pretrain
 from lsmfm_jax.losses.fused_distillation import Form, distillation_sums
+from lsmfm_jax.tasks.pretrain import pretraining_task
 
 BATCH = 2
 COTANGENT = np.asarray([0.3, -0.7])
@@ -247,3 +249,17 @@ def test_for_cards_the_kernels_are_lowered_and_no_loop_is_left(dtype, trunk, cha
     kernels = 0 if dtype == jnp.float64 else 3 if trunk else 2
     assert text.count("@__gpu$xla.gpu.triton") == kernels
     assert ("stablehlo.while" in text) == (kernels == 0)
+
+
+@pytest.mark.parametrize("kernels", ["plain", "fused"])
+def test_the_key_reaches_the_loss_of_pretraining(kernels):
+    given = [f"--config.train.kernels={kernels}", "--config.train.batch_size=1"]
+    config = load_config("pretrain_unet:tiny_image_only", given)
+    task = pretraining_task(config, None, warmup_steps=0)
+    params, batch_stats = jax.eval_shape(task.init, jax.random.key(0))
+    teacher = jax.eval_shape(task.teacher_of, params, batch_stats)
+    volume = jax.ShapeDtypeStruct((1, *config.data.input_size, 1), jnp.float32)
+    rows = {"image": volume, "mask": jax.ShapeDtypeStruct(volume.shape[:-1], bool)}
+    rows |= {name: jax.ShapeDtypeStruct((1,), jnp.float32) for name in ("weight", "voxel_weight")}
+    program = str(jax.make_jaxpr(task.local)(params, batch_stats, teacher, rows, 0))
+    assert ("pallas_call" in program) == (kernels == "fused")
