@@ -61,6 +61,7 @@ def main() -> None:
         text=options.text,
         tiny=options.tiny,
         xla=options.xla,
+        kernels=options.kernels,
     )
     config.mesh.depth = options.depth
     forms = {"plain_tail": plain_tail, "distillation_at_once": distillation_at_once}

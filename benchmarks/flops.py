@@ -26,6 +26,9 @@ def training_operations_per_patch(config: ConfigDict) -> dict[str, int]:
     augmentation and the text tower. The closing linear layer of a SwinUNETR, the tail, is contracted into the
     light decoder as in the training step, and multiplied out once on each side for the distillation.
     """
+    config = config.copy_and_resolve_references()
+    # Kernels of our own fill their blocks up, and count what they multiply.
+    config.train.kernels = "plain"
     networks = build_networks(config, None)
     volume = jax.ShapeDtypeStruct((1, *config.data.input_size, 1), "float32")
     key = jax.random.key(0)
@@ -66,8 +69,13 @@ def _of_equation(equation: Any) -> int:
     if name == "conv_general_dilated":
         return _convolution(equation)
     if name == "cond":
-        # The forms of a computation by platform: the last one is that of accelerators.
-        return _of_jaxpr(equation.params["branches"][-1].jaxpr)
+        # The forms of a computation by platform: that of NVIDIA cards, or the last one, that of accelerators.
+        platforms = equation.params.get("branches_platforms") or ()
+        chosen = next((i for i, names in enumerate(platforms) if names and "cuda" in names), -1)
+        return _of_jaxpr(equation.params["branches"][chosen].jaxpr)
+    if name == "pallas_call":
+        # Its jaxpr is that of one program of many.
+        return int(dict(equation.params["metadata"] or {}).get("operations", 0))
     if name == "scan":
         return equation.params["length"] * _of_jaxpr(equation.params["jaxpr"].jaxpr)
     return sum(_of_jaxpr(inner) for inner in _inner_jaxprs(equation.params))

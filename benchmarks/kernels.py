@@ -4,7 +4,8 @@ Read off the compiled program's text, as `compiled.as_text()` gives it. A kernel
 a fusion, a call of a library, a copy; what is inside of a loop counts as often as the loop runs. Operations are those
 of convolutions and matrix products, two for each multiply-add; all others are done while the bytes are on their way.
 Each operand is read once and each result written once. Of an array that a fusion only cuts pieces out of, the pieces
-count, and of one that it changes in place, what is changed. Workspace of libraries does not count.
+count, and of one that it changes in place, what is changed. Workspace of libraries does not count. A hand-written
+kernel declares both; one that does not is taken to read and write each array once.
 """
 
 import dataclasses
@@ -21,6 +22,8 @@ _NO_KERNEL = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "opt-barrier", "partition-id", "replica-id", "iota",
 }  # fmt: skip
+# A Pallas kernel for a graphics card.
+_PALLAS = 'custom_call_target="__gpu$xla.gpu.triton"'
 _PIECES = {"dynamic-slice", "slice", "gather"}
 _INSTRUCTION = re.compile(r"^\s*(ROOT )?(%[\w.$-]+) = (\(.*?\)|\S+) ([a-z][\w-]*)\((.*?)\)(?:,|$)")
 
@@ -52,7 +55,7 @@ class Kernel:
 
     Attributes:
         name: of the instruction.
-        kind: convolution, product, copy or other.
+        kind: convolution, product, copy, hand-written or other.
         source: the JAX operation that it came from, where the program says so.
         times: how often it runs in a step.
         operations: each time.
@@ -107,9 +110,17 @@ def _work(instruction: Instruction, here: Computation, program: dict[str, Comput
         return sum(operations for operations, _ in parts), min(kinds, default="other")
     if "__cudnn$conv" in instruction.line or instruction.operation == "convolution":
         return convolution_operations(instruction, here), "convolution"
+    if _PALLAS in instruction.line:
+        return _declared("operations", instruction) or 0, "hand-written"
     if instruction.operation == "dot" or "__cublas$" in instruction.line:
         return _product_operations(instruction, here), "product"
     return 0, "copy" if instruction.operation in ("copy", "copy-start", "transpose") else "other"
+
+
+def _declared(what: str, instruction: Instruction) -> int | None:
+    """What a hand-written kernel says that it costs; nothing else can know how often it reads an array."""
+    found = re.search(rf"\\22{what}\\22: \\22(\d+)\\22", instruction.line) if _PALLAS in instruction.line else None
+    return int(found[1]) if found else None
 
 
 def convolution_operations(instruction: Instruction, here: Computation) -> int:
@@ -142,6 +153,9 @@ def _bytes(instruction: Instruction, here: Computation, program: dict[str, Compu
     inside = program.get(_called(instruction), {}) if instruction.operation == "fusion" else {}
     given = dict(zip(_parameters(inside), instruction.operands, strict=False))
     changed = _changed_in_place(inside)
+    declared = _declared("bytes", instruction)
+    if declared is not None:
+        return declared
     read = 0
     for name in dict.fromkeys(instruction.operands):
         inner = [parameter for parameter, outer in given.items() if outer == name]

@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, batch: int = 1) -> None:
     parser.add_argument(
         "--xla", choices=("default", "fast", "deterministic"), default="default", help="mode of the compiler, train.xla"
     )
+    parser.add_argument("--kernels", choices=("plain", "fused"), default="plain", help="train.kernels (default plain)")
     parser.add_argument("--tiny", action="store_true", help="the recipe's tiny networks, to try a benchmark out")
 
 
@@ -54,6 +55,7 @@ def recipe(
     text: bool = False,
     tiny: bool = False,
     xla: str = "default",
+    kernels: str = "plain",
 ) -> ConfigDict:
     """The configuration of a model's recipe at a size; the SwinUNETR with 36 features, with text or without.
 
@@ -65,6 +67,7 @@ def recipe(
         text: with captions.
         tiny: the recipe's tiny variant.
         xla: which flags the compiler gets, see `lsmfm_jax.train.platform_flags`.
+        kernels: plain or fused.
     """
     variant = "_".join(word for word, wanted in (("tiny", tiny), ("image_only", not text)) if wanted)
     overrides = {
@@ -73,6 +76,7 @@ def recipe(
         "train.batch_size": batch,
         "model.dtype": dtype,
         "train.xla": xla,
+        "train.kernels": kernels,
     }
     if model == "swin_unetr" and not tiny:
         overrides["model.swin_unetr.feature_size"] = 36

@@ -108,6 +108,8 @@ def part(source: str) -> str:
     Outside of modules, loops are those of the losses that work slab by slab.
     """
     module = re.search(r"\b[A-Z]\w+", source)
+    if "distillation_kernels" in source:
+        return "losses, in kernels"
     if module is None:
         return "losses, in loops" if "while/" in source else "rest"
     return f"{module[0]}, attention" if "/attention/" in source else module[0]

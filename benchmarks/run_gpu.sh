@@ -57,6 +57,12 @@ measure() {
 
 measure step_unet 110 step_dummy_data --model unet --batch 32 --steps 5
 measure step_swin_unetr 110 step_dummy_data --model swin_unetr --batch 16 --steps 5
+# Hand-written kernels, run on no card yet: do they give the same numbers, and are they quicker?
+for model in unet swin_unetr; do
+  measure "distillation_$model" 45 distillation --model "$model" --batch 8
+done
+measure step_unet_fused 60 step_dummy_data --model unet --batch 32 --steps 5 --kernels fused
+measure step_swin_unetr_fused 60 step_dummy_data --model swin_unetr --batch 16 --steps 5 --kernels fused
 measure vs_torch_swin_unetr 170 vs_torch --model swin_unetr --batch 8 --steps 5 --search 1 4 16
 measure vs_torch_unet 170 vs_torch --model unet --batch 16 --steps 5 --search 1 4 32
 measure step_real_unet 60 step_real_data --model unet --batch 32 --patches 32 --steps 5

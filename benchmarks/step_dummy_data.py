@@ -54,6 +54,7 @@ def described(config: Any) -> dict[str, Any]:
         "batch_size": config.train.batch_size,
         "accumulate_steps": config.train.accumulate_steps,
         "xla": config.train.xla,
+        "kernels": config.train.kernels,
     }
 
 

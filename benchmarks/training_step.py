@@ -55,6 +55,7 @@ def recipe_of(options: argparse.Namespace) -> ConfigDict:
         text=options.text,
         tiny=options.tiny,
         xla=options.xla,
+        kernels=options.kernels,
     )
 
 

@@ -209,6 +209,25 @@ def test_operations_of_known_programs():
     assert 2.9 * forward < count(gradient, x, kernel) < 4.1 * forward
 
 
+def test_operations_of_hand_written_kernels_are_those_of_their_products():
+    from flops import count
+
+    from lsmfm_jax.losses.pretrain import distillation
+
+    values, tail = jnp.ones((2, 3, 9, 16, 36)), (jnp.ones((36, 512)), jnp.ones(512))
+
+    def loss(values, tail):
+        settings = {"student_temperature": 0.1, "teacher_temperature": 0.1, "kernels": "fused"}
+        mask = jnp.ones(values.shape[:-1], bool)
+        return distillation(values, tail, values, tail, mask, **settings).divergence.sum()
+
+    # Two rows of blocks for nine rows of voxels, and 64 columns for 36 values.
+    features = 2 * (2 * 3 * 16 * 16) * 64 * 512
+    assert count(loss, values, tail) == 5 * features
+    # Student and teacher once more, and one product each, for the values and for the tail.
+    assert count(jax.grad(loss, argnums=(0, 1)), values, tail) == (5 + 3 + 3) * features
+
+
 def test_the_plain_tail_has_the_same_features_and_more_operations():
     from flops import count
     from plain_tail import plain_tail

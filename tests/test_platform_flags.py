@@ -102,7 +102,9 @@ def test_deterministic_runs_are_the_same_to_the_bit_and_say_so(tmp_path):
     for name, mode in (("a", "deterministic"), ("b", "deterministic"), ("c", "default")):
         state, _ = execute(_config(xla=mode), _setup(), tmp_path / name, print_line=lambda text: None)
         ends.append(combined_fingerprint(state))
-        recorded = json.loads((tmp_path / name / "run.json").read_text())["xla"]
+        record = json.loads((tmp_path / name / "run.json").read_text())
+        assert record["kernels"] == "plain"
+        recorded = record["xla"]
         assert recorded["mode"] == mode and recorded["platform"] == "cpu"
         assert "xla_cpu_experimental_ynn_fusion_type" in recorded["flags"]
     # On a CPU every mode gives the same bits.

@@ -71,6 +71,8 @@ ENTRY %main (x: bf16[1,3,2,2,2], k: bf16[4,3,3,3,3], a: bf16[8,16], b: bf16[16,3
   %called = f32[8,32]{1,0} call(%a, %b), to_apply=%as_one
   %lib = (f32[8,32]{1,0}, s8[4096]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", backend_config={"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}
   %turned = bf16[16,8]{0,1} copy(%a)
+  %mine = f32[8,32]{1,0} custom-call(%a, %b), custom_call_target="__gpu$xla.gpu.triton", backend_config={ir = "\\22", serialized_metadata = "{\\22operations\\22: \\2276543\\22, \\22bytes\\22: \\228765\\22}"}
+  %silent = f32[8,32]{1,0} custom-call(%a, %b), custom_call_target="__gpu$xla.gpu.triton", backend_config={ir = "\\22"}
   ROOT %loop = (s32[], f32[10,100]{1,0}) while(%s), condition=%condition, body=%body
 }
 """  # noqa: E501
@@ -100,7 +102,15 @@ def test_products_count_in_fusions_calls_and_libraries():
         assert found[name].bytes == 2 * 8 * 16 + 2 * 16 * 32 + 4 * 8 * 32
     assert found["turned"].kind == "copy" and found["turned"].bytes == 2 * 2 * 8 * 16
     # What is in a fusion is none, and no more are a tuple, a parameter or a loop itself.
-    assert set(found) == {"conv", "grad", "back", "product.1", "lib", "turned", "one", "new"}
+    assert set(found) == {"conv", "grad", "back", "product.1", "lib", "turned", "mine", "silent", "one", "new"}
+
+
+def test_a_hand_written_kernel_costs_what_it_declares():
+    found = _kernels()
+    assert (found["mine"].kind, found["mine"].operations, found["mine"].bytes) == ("hand-written", 76543, 8765)
+    silent = found["silent"]
+    assert (silent.kind, silent.operations) == ("hand-written", 0)
+    assert silent.bytes == 2 * 8 * 16 + 2 * 16 * 32 + 4 * 8 * 32
 
 
 def test_in_a_loop_pieces_count_as_often_as_it_runs():
@@ -149,6 +159,7 @@ def test_the_larger_of_both_times_counts():
         ("jit(step)/jvp(SwinUNETR.trunk)/stage_0/block_1/attention/cond/while/body/mul", "SwinUNETR, attention"),
         ("jit(step)/jvp(LightDecoder)/conv_0/conv_general_dilated", "LightDecoder"),
         ("jit(step)/jvp()/while/body/closed_call/jit(log_softmax)/sub", "losses, in loops"),
+        ("jit(step)/jvp()/cond/branch_0_fun/distillation_kernels/forward/pallas_call", "losses, in kernels"),
         ("jit(step)/add", "rest"),
         ("", "rest"),
     ],

@@ -106,6 +106,11 @@ _TRAIN: Schema = {
         "flags of the compiler: fast (should help, measure it) or deterministic (the same bits again on a GPU, slower)",
         choices=("default", "fast", "deterministic"),
     ),
+    "kernels": Key(
+        "plain",
+        "fused: hand-written kernels for NVIDIA cards, run on none yet (elsewhere the same as plain); plain: XLA's",
+        choices=("plain", "fused"),
+    ),
     "tensorboard": Key(True, "write TensorBoard files"),
     "wandb_project": Key("", "Weights & Biases project; empty: off"),
 }

@@ -1,6 +1,11 @@
-"""Attention within windows, chunk by chunk; scores are never kept, the backward pass computes them anew."""
+"""Attention within windows, chunk by chunk; scores are never kept, the backward pass computes them anew.
 
+On NVIDIA cards kernels of our own may take the place of the chunks: `attention_fused`.
+"""
+
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +25,18 @@ FORBIDDEN = -100.0
 Windows = Float[Array, "w b h n d"]
 
 
-@jax.custom_vjp
+# The platform that has kernels of our own: NVIDIA cards.
+FUSED_ON = "cuda"
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
 def attend(
     query: Windows,
     key: Windows,
     value: Windows,
     bias: Float[Array, "h n n"],
     regions: Int[Array, "w n"] | None,
+    kernels: str = "plain",
 ) -> Windows:
     """Attention `softmax(query key^T + bias) value` within each window, scores and softmax in float32.
 
@@ -37,33 +47,41 @@ def attend(
         bias: added to the scores of every window, queries before keys.
         regions: a number from 0 to 7 for each token; pairs whose numbers differ get -100 added to their
             score. None means that all are of one region.
+        kernels: "plain", or "fused": with kernels of our own on NVIDIA cards, plain anywhere else. These multiply in
+            float32 where the operands are float32, and compute in no wider type: float64 is plain everywhere.
     """
-    return _forward(query, key, value, bias, regions)[0]
+    return _forward(query, key, value, bias, regions, kernels)[0]
 
 
-def _forward(query: Array, key: Array, value: Array, bias: Array, regions: Array | None) -> tuple:
-    out, total = _by_platform(_forward_windows, query, key, value, bias, regions)
+def _forward(query: Array, key: Array, value: Array, bias: Array, regions: Array | None, kernels: str) -> tuple:
+    out, total = _by_platform(kernels, "forward", _forward_windows, query, key, value, bias, regions)
     return out, (query, key, value, bias, regions, out, total)
 
 
-def _backward(saved: tuple, gradient: Array) -> tuple:
+def _backward(kernels: str, saved: tuple, gradient: Array) -> tuple:
     query, key, value, bias, regions, out, total = saved
     # The row sums of weights * their gradients, which the softmax's derivative subtracts.
     inner = jnp.sum(widen(gradient) * widen(out), -1, keepdims=True)
     operands = (query, key, value, bias, regions, total, inner, gradient)
-    gradient_query, gradient_key, gradient_value, gradient_bias = _by_platform(_backward_windows, *operands)
+    gradient_query, gradient_key, gradient_value, gradient_bias = _by_platform(
+        kernels, "backward", _backward_windows, *operands
+    )
     return gradient_query, gradient_key, gradient_value, gradient_bias, None
 
 
 attend.defvjp(_forward, _backward)
 
 
-def _by_platform(function, *operands):
-    return jax.lax.platform_dependent(
-        *operands,
-        cpu=partial(function, limit=CPU_SCORES),
-        default=partial(function, limit=DEVICE_SCORES),
-    )
+def _by_platform(kernels: str, fused: str, plain: Callable[..., Any], *operands: Any) -> Any:
+    """The plain form, or on a card with `kernels` fused the function of that name."""
+    forms = {"cpu": partial(plain, limit=CPU_SCORES), "default": partial(plain, limit=DEVICE_SCORES)}
+    if kernels == "fused":
+        # Pallas takes time to import, and only those who want it have to wait.
+        from lsmfm_jax.models import attention_fused
+
+        if attention_fused.supported(operands[0], operands[3]):
+            forms[FUSED_ON] = getattr(attention_fused, fused)
+    return jax.lax.platform_dependent(*operands, **forms)
 
 
 def _chunks(shape: tuple[int, ...], limit: int) -> int:

@@ -71,6 +71,7 @@ SWIN_UNETR = Backbone(
     bottleneck=r"^bottleneck/",
     # The block that the released code drops when it changes the number of output channels.
     top=r"^out/",
+    kernels=True,
     low_rank=r"^transformer/stage_\d+/block_\d+/(attention/(qkv|out)_kernel|linear[12]/kernel)$",
     divisor=_swin_unetr_divisor,
     problem=_swin_unetr_problem,
@@ -93,12 +94,13 @@ def configured_architecture(model: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": name, **dense, **dict(model[name])}
 
 
-def build_backbone(name: str, *, dtype: str = "float32", **architecture: Any) -> Any:
+def build_backbone(name: str, *, dtype: str = "float32", kernels: str = "plain", **architecture: Any) -> Any:
     """A backbone by its name.
 
     Args:
         name: a key of `BACKBONES`.
         dtype: compute type; parameters are float32.
+        kernels: "plain", or "fused" for kernels of our own on NVIDIA cards, where the backbone has any.
         architecture: attributes of the module, such as `channels` or `feature_size`; lists are taken for tuples.
 
     Raises:
@@ -110,4 +112,6 @@ def build_backbone(name: str, *, dtype: str = "float32", **architecture: Any) ->
     import jax.numpy as jnp
 
     attributes = {key: tuple(value) if isinstance(value, list) else value for key, value in architecture.items()}
+    if BACKBONES[name].kernels:
+        attributes["kernels"] = kernels
     return BACKBONES[name].build(dtype=jnp.dtype(dtype), **attributes)

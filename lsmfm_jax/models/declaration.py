@@ -42,6 +42,7 @@ class Backbone:
         top: the last block of the decoder, which `reinit_top` draws anew.
         low_rank: kernels (inputs, outputs) of the encoder that lead to the deepest map, to which `encoder.lora_rank`
             adds products of thin factors; None: it has none.
+        kernels: whether it has the attribute `kernels`, which takes what `train.kernels` says.
         dense: whether it has a decoder and takes `out_channels`; others can only classify.
         divisor: what Z, Y and X of a volume must be multiples of, and what that number comes from.
         problem: what is wrong between keys that are valid one by one, as "key: value; what is needed", or None.
@@ -56,6 +57,7 @@ class Backbone:
     bottleneck: str | None = None
     top: str | None = None
     low_rank: str | None = None
+    kernels: bool = False
     dense: bool = True
     divisor: Callable[[Architecture], tuple[int, str]] = _any_size
     problem: Callable[[Architecture], str | None] = _no_problem

@@ -95,11 +95,14 @@ class SwinBlock(nn.Module):
     window: int
     shifted: bool
     dtype: DTypeLike = jnp.float32
+    kernels: str = "plain"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b z y x c"]) -> Float[Array, "b z y x c"]:
         """Mix tokens, then channels, each beside a residual path."""
-        attention = WindowAttention(self.heads, self.window, self.shifted, dtype=self.dtype, name="attention")
+        attention = WindowAttention(
+            self.heads, self.window, self.shifted, dtype=self.dtype, kernels=self.kernels, name="attention"
+        )
         x = x + attention(LayerNorm(dtype=self.dtype, name="norm1")(x))
         hidden = LayerNorm(dtype=self.dtype, name="norm2")(x)
         hidden = nn.gelu(Linear(4 * x.shape[-1], dtype=self.dtype, name="linear1")(hidden), approximate=False)
@@ -114,13 +117,14 @@ class SwinStage(nn.Module):
     window: int
     merging: str
     dtype: DTypeLike = jnp.float32
+    kernels: str = "plain"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b z y x c"]) -> Float[Array, "b z2 y2 x2 c2"]:
         """Run the blocks and halve the map."""
         for i in range(self.depth):
-            block = SwinBlock(self.heads, self.window, i % 2 == 1, dtype=self.dtype, name=f"block_{i}")
-            x = block(x)
+            shifted, name = i % 2 == 1, f"block_{i}"
+            x = SwinBlock(self.heads, self.window, shifted, dtype=self.dtype, kernels=self.kernels, name=name)(x)
         return PatchMerging(self.merging, dtype=self.dtype, name="merging")(x)
 
 
@@ -137,6 +141,7 @@ class SwinTransformer(nn.Module):
         window: window size along each axis.
         merging: which voxels patch merging takes.
         dtype: compute dtype; norms and softmax are float32.
+        kernels: of the attention, as `attention_kernel.attend` takes it.
     """
 
     feature_size: int
@@ -145,6 +150,7 @@ class SwinTransformer(nn.Module):
     window: int
     merging: str
     dtype: DTypeLike = jnp.float32
+    kernels: str = "plain"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b z y x c"]) -> tuple[Float[Array, "b _ _ _ _"], ...]:
@@ -155,7 +161,7 @@ class SwinTransformer(nn.Module):
         x = PatchEmbedding(self.feature_size, dtype=self.dtype, name="patch_embedding")(x)
         maps = [normalise_channels(x)]
         for i, (depth, heads) in enumerate(zip(self.depths, self.num_heads, strict=True)):
-            stage = SwinStage(depth, heads, self.window, self.merging, dtype=self.dtype, name=f"stage_{i}")
-            x = stage(x)
+            settings = {"dtype": self.dtype, "kernels": self.kernels}
+            x = SwinStage(depth, heads, self.window, self.merging, name=f"stage_{i}", **settings)(x)
             maps.append(normalise_channels(x))
         return tuple(maps)

@@ -34,6 +34,7 @@ class SwinUNETR(nn.Module):
         window: attention window along each axis, in tokens.
         merging: "corrected", or "duplicated" for weights trained with MONAI up to 1.4.0 (the published ones).
         dtype: compute dtype; parameters, norm arithmetic and softmax are float32.
+        kernels: "plain", or "fused" for the attention in kernels of our own on NVIDIA cards; the same numbers.
     """
 
     out_channels: int = 512
@@ -43,6 +44,7 @@ class SwinUNETR(nn.Module):
     window: int = 7
     merging: str = "corrected"
     dtype: DTypeLike = jnp.float32
+    kernels: str = "plain"
 
     def setup(self) -> None:
         """Build the parts; names are those of the parameter tree."""
@@ -50,7 +52,13 @@ class SwinUNETR(nn.Module):
             raise InputError(f"merging is one of {sorted(MERGING_ORDER)}, got {self.merging!r}")
         width = self.feature_size
         self.transformer = SwinTransformer(
-            width, self.depths, self.num_heads, self.window, self.merging, dtype=self.dtype
+            width,
+            self.depths,
+            self.num_heads,
+            self.window,
+            self.merging,
+            dtype=self.dtype,
+            kernels=self.kernels,
         )
         residual, upsampling = (nn.remat(block, policy=KEPT) for block in (ResidualBlock, UpsamplingBlock))
         self.encoder = [residual(width * max(1, 2**i // 2), dtype=self.dtype) for i in range(4)]

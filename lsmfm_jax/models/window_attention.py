@@ -138,12 +138,14 @@ class WindowAttention(nn.Module):
         window: full window size along each axis.
         shifted: whether windows are moved by half a window.
         dtype: compute dtype; scores and softmax are float32.
+        kernels: as `attention_kernel.attend` takes it.
     """
 
     heads: int
     window: int
     shifted: bool
     dtype: DTypeLike = jnp.float32
+    kernels: str = "plain"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b z y x c"]) -> Float[Array, "b z y x c"]:
@@ -168,5 +170,5 @@ class WindowAttention(nn.Module):
         bias = relative_position_bias(table, window=self.window, tokens=math.prod(plan.window))
         regions = shift_regions(plan)
         regions = None if regions is None else jnp.asarray(regions)
-        mixed = merge_windows(attend(query, key, value, bias, regions), plan)
+        mixed = merge_windows(attend(query, key, value, bias, regions, self.kernels), plan)
         return add_bias(mixed @ out_kernel.astype(self.dtype), out_bias)

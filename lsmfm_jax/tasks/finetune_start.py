@@ -85,7 +85,7 @@ def _described(architecture: dict[str, Any]) -> str:
 def build_network(config: ConfigDict, architecture: dict[str, Any], *, steps_per_epoch: int) -> Network:
     """The backbone with its optimiser groups; `rules` of it are those of the whole run."""
     rules = finetuning_rules(config, architecture["name"], steps_per_epoch=steps_per_epoch)
-    return Network(backbone_of(architecture, dtype=config.model.dtype), rules)
+    return Network(backbone_of(architecture, dtype=config.model.dtype, kernels=config.train.kernels), rules)
 
 
 def finetuning_rules(config: ConfigDict, name: str, *, steps_per_epoch: int) -> list[Rule]:

@@ -22,9 +22,9 @@ from lsmfm_jax.train.optim import Rule, group_of
 from lsmfm_jax.train.task import PyTree
 
 
-def backbone_of(architecture: Mapping[str, Any], *, dtype: str = "float32") -> nn.Module:
-    """The backbone of an architecture as a run records it."""
-    return build_backbone(dtype=dtype, **architecture)
+def backbone_of(architecture: Mapping[str, Any], *, dtype: str = "float32", kernels: str = "plain") -> nn.Module:
+    """The backbone of an architecture as a run records it; the rest as `build_backbone` takes it."""
+    return build_backbone(dtype=dtype, kernels=kernels, **architecture)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -171,14 +171,14 @@ class _Pretraining:
         self, params: PyTree, student: Any, target: Any, rows: Rows
     ) -> tuple[losses.DistillationSums, Float[Array, " b"], PyTree]:
         weights = self.config.loss
+        both = (student.values, student.tail, target.values, target.tail)
         sums = losses.distillation(
-            student.values,
-            student.tail,
-            target.values,
-            target.tail,
+            *both,
             rows["mask"],
             student_temperature=weights.student_temperature,
             teacher_temperature=weights.teacher_temperature,
+            kernels=self.config.train.kernels,
+            channels_first=self.config.train.xla != "fast",
         )
         prediction = self._reconstruct(params, student)
         reconstruction = losses.reconstruction_l1(prediction, rows["image"], rows["mask"])

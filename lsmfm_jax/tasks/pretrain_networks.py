@@ -34,7 +34,11 @@ def build_networks(config: ConfigDict, bert: BertConfig | None) -> Networks:
     """
     model = config.model
     backbone = build_backbone(
-        model.name, dtype=model.dtype, out_channels=model.out_channels, **model[model.name].to_dict()
+        model.name,
+        dtype=model.dtype,
+        kernels=config.train.kernels,
+        out_channels=model.out_channels,
+        **model[model.name].to_dict(),
     )
     dtype = jnp.dtype(model.dtype)
     light_decoder = LightDecoder(dtype=dtype)

@@ -142,7 +142,8 @@ def _write_records(
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     replace_json(folder / "config.json", as_json(config))
-    replace_json(folder / "run.json", {**setup.record, "versions": versions(), "xla": xla})
+    compiled = {"xla": xla, "kernels": config.train.kernels}
+    replace_json(folder / "run.json", {**setup.record, "versions": versions(), **compiled})
     for name, table in tables.items():
         replace_text(folder / f"{name}.txt", table + "\n")
     seal_records(folder)
