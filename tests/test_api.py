@@ -18,7 +18,7 @@ from lsmfm_jax.losses.classify import cross_entropy
 from lsmfm_jax.models.text_directory import TextModelError, TextModelMissing, load_text_tower
 from lsmfm_jax.predict.inputs import PredictionError
 from lsmfm_jax.predict.run import Settings, predict
-from lsmfm_jax.scale import measure
+from lsmfm_jax.scale import ScaleError, measure
 from lsmfm_jax.tasks.finetuning import Network, backbone_of, init_linear
 from lsmfm_jax.tasks.pretrain import pretraining_task
 from lsmfm_jax.train.checkpoint import CheckpointError
@@ -260,3 +260,21 @@ def test_what_a_run_cannot_do_is_refused(runs, tmp_path):
     for method in ("predict", "embed"):
         with pytest.raises(PredictionError, match="no patch_size and no scaling; finetune the run again"):
             getattr(lsmfm_jax.load(tmp_path / "old"), method)(counts(0))
+
+
+def test_an_array_that_was_scaled_to_one_is_refused_where_the_run_sees_counts(runs):
+    scaled = (counts(3) / 65535).astype(np.float32)
+    model = lsmfm_jax.load(runs["segment"])
+    with pytest.raises(ScaleError, match=r"the array: its values from .* sees no difference\. Give the counts"):
+        model.predict(scaled)
+    assert not model.predict(np.full(SIZE, 0.5, np.float32)).mask.any()  # blank, as a blank file
+
+
+def test_a_file_that_was_scaled_to_one_is_named_and_does_not_stop_the_others(runs, tmp_path):
+    np.save(tmp_path / "a.npy", (counts(3) / 65535).astype(np.float32))
+    np.save(tmp_path / "b.npy", counts(3))
+    with pytest.raises(PredictionError, match=r"1 of 2 files failed.*a\.npy: its values from .* sees no difference"):
+        predict(
+            runs["segment"], [tmp_path / "a.npy", tmp_path / "b.npy"], tmp_path / "out", print_line=lambda line: None
+        )
+    assert (tmp_path / "out" / "b_mask.nii.gz").is_file()

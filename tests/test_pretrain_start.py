@@ -239,3 +239,22 @@ def test_the_command_ends_with_one_line(store, tmp_path):
     )
     assert said.count("\n") == 1 and said.startswith("lsmfm: /does/not/exist: no run.json there"), said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_store_without_counts_is_refused_by_the_scales_of_ratios(tmp_path):
+    folder = tmp_path / "patches"
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        folder.mkdir(exist_ok=True)
+        np.save(folder / f"scaled_patch_{number}_vol{number}_ch0.npy", rng.random((16, 16, 16)).astype(np.float32))
+    finish(start("data", "ingest", "--layout", "flat", "--root", folder, "--out", tmp_path / "store"))
+    changes = {"text.enabled": False, "data.scale": "local"}
+    with pytest.raises(
+        ConfigError, match=r"6 of 6 patches, such as .*scaled_patch_\d_vol\d_ch0\.npy .*data\.scale 'local'.*z_score"
+    ):
+        pretraining_setup(_config(tmp_path / "store", **changes), tmp_path / "run", print_line=lambda line: None)
+    pretraining_setup(
+        _config(tmp_path / "store", **changes | {"data.scale": "z_score"}),
+        tmp_path / "other",
+        print_line=lambda line: None,
+    )

@@ -15,7 +15,7 @@ from lsmfm_jax.data.label_checks import check_labels, check_share
 from lsmfm_jax.data.label_grid import on_grid_of
 from lsmfm_jax.data.labelled import LabelledDataError, LabelledFile
 from lsmfm_jax.data.labels import IGNORED, LabelValues, target_of
-from lsmfm_jax.scale import Scale, measure
+from lsmfm_jax.scale import Scale, check_seen, measure, naming
 from lsmfm_jax.volumes.read import read_single
 
 
@@ -176,7 +176,8 @@ def _patch(
     scale: Scale,
     voxel_size_um: tuple[float, float, float] | None,
 ) -> LabelledPatch:
-    levels = measure(image, scale, voxel_size_um)
+    with naming(file.path):
+        levels = check_seen(measure(image, scale, voxel_size_um))
     if scale.name in ("percentile", "z_score"):
         # Two numbers say it all: the device scales, and crops travel in the type they came in.
         shown, low, high = image, levels.low, levels.high

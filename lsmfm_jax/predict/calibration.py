@@ -26,7 +26,7 @@ from lsmfm_jax.predict.cut_off import blended_logits, dice
 from lsmfm_jax.predict.inputs import Case, PredictionError, find_cases
 from lsmfm_jax.predict.network import Predictor, load_predictor
 from lsmfm_jax.predict.truth import mask_like
-from lsmfm_jax.scale import Scale
+from lsmfm_jax.scale import Scale, naming
 from lsmfm_jax.train.weights import read_weights, write_weights
 from lsmfm_jax.volumes.read import read_single
 
@@ -113,7 +113,8 @@ def _scales(predictor: Predictor, cases: Sequence[Case]) -> list[Scale]:
     levels = []
     for case in cases:
         image, info = read_single(case.path, allow_constant=True)
-        levels.append(measuring.levels(image, info.voxel_size_um).level)
+        with naming(case.path):
+            levels.append(measuring.levels(image, info.voxel_size_um).level)
     return [own, dataclasses.replace(own, fixed_level=float(np.median(levels)))]
 
 
@@ -147,6 +148,7 @@ def logits_and_truth(
     truth = mask_like(case, image, info, values)
     if truth is None:
         raise PredictionError(f"{case.path}: no label beside it; add {case.name}_label.nii.gz, or give --label-dir")
-    scaled = predictor.prepared(image, predictor.levels(image, info.voxel_size_um))
+    with naming(case.path):
+        scaled = predictor.prepared(image, predictor.levels(image, info.voxel_size_um))
     counted = truth != IGNORED
     return blended_logits(predictor, scaled)[counted][None, None], (truth == 1)[counted][None, None]

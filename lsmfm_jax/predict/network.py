@@ -13,7 +13,7 @@ from lsmfm_jax.models import BACKBONES
 from lsmfm_jax.predict.inputs import PredictionError
 from lsmfm_jax.predict.statistics import Box, Readable, VolumeStatistics, measure
 from lsmfm_jax.predict.windows import Size, WindowFunction, flip_averaged
-from lsmfm_jax.scale import Levels, Scale, scale_of
+from lsmfm_jax.scale import Levels, Scale, check_seen, naming, scale_of
 from lsmfm_jax.scale import measure as measure_levels
 from lsmfm_jax.tasks.finetune_tasks import FINETUNING
 from lsmfm_jax.train.fingerprints import combined_fingerprint
@@ -46,8 +46,16 @@ class Predictor:
     temporary_bytes: Callable[[int], int] = lambda batch_size: 0
 
     def measure(self, volume: Readable, *, progress: Callable[[int], None] = lambda voxels: None) -> VolumeStatistics:
-        """What scaling needs to know of a whole volume."""
-        return measure(volume, self.scale, progress=progress)
+        """What scaling needs to know of a whole volume.
+
+        Raises:
+            ScaleError: the run's scale sees nothing in it.
+            PredictionError: values that are not finite or need more than 32 bits.
+        """
+        statistics = measure(volume, self.scale, progress=progress)
+        with naming(getattr(volume, "path", "the volume")):
+            check_seen(statistics.levels)
+        return statistics
 
     def prepare(self, tile: np.ndarray, box: Box, levels: Levels) -> Float[np.ndarray, "z y x"]:
         """What the network sees of raw voxels: the one place where prediction scales intensities.
@@ -61,8 +69,12 @@ class Predictor:
         return levels.apply(tile, [one.start for one in box], clip=FINETUNING[self.task].clips)
 
     def levels(self, volume: Num[np.ndarray, "z y x"], voxel_size_um: Sequence[float] | None = None) -> Levels:
-        """What a volume in memory measures."""
-        return measure_levels(volume, self.scale, voxel_size_um)
+        """What a volume in memory measures.
+
+        Raises:
+            ScaleError: the run's scale sees nothing in it.
+        """
+        return check_seen(measure_levels(volume, self.scale, voxel_size_um))
 
     def prepared(self, volume: Num[np.ndarray, "z y x"], levels: Levels) -> Float[np.ndarray, "z y x"]:
         """What the network sees of a volume in memory."""

@@ -19,6 +19,7 @@ from lsmfm_jax.predict.pictures import draw_classification, draw_deblurring, dra
 from lsmfm_jax.predict.table import CONFUSION, SUMMARY, TABLE, Row, cell, summarise, volume_facts, write_table
 from lsmfm_jax.predict.truth import class_of, mask_like, truth_like
 from lsmfm_jax.predict.windows import Size
+from lsmfm_jax.scale import ScaleError, naming
 from lsmfm_jax.volumes.read import VolumeError, read_single, write_nifti
 from lsmfm_jax.volumes.voxel_sizes import other_size
 
@@ -128,9 +129,10 @@ def write_cases(
     for case in cases:
         row: Row = {"file": str(case.path), "task": task}
         try:
-            row |= write(case)
+            with naming(case.path):
+                row |= write(case)
             print_line(_summary(case, row))
-        except (VolumeError, PredictionError) as error:
+        except (VolumeError, PredictionError, ScaleError) as error:
             row["error"] = str(error)
             failures.append(str(error))
         rows.append(row)

@@ -56,7 +56,7 @@ def read_patches(config: ConfigDict, folder: pathlib.Path, *, print_line: PrintL
 
 
 def annotated_patches(config: ConfigDict, *, print_line: PrintLine = print) -> Patches:
-    """All patches that a segmentation run would draw its sides from, read as it reads them; records nothing.
+    """All patches that a segmentation run would draw its sides from, in counts; records nothing.
 
     They stand on the training side, but for those that folders or names give to the validation.
 
@@ -70,6 +70,8 @@ def annotated_patches(config: ConfigDict, *, print_line: PrintLine = print) -> P
     """
     undrawn = config.copy_and_resolve_references()
     undrawn.data.validation_frac = 0.0
+    # Read for their counts and masks; on which scale they can be seen is for the caller to say.
+    undrawn.data.scale = "percentile"
     patches = _read(undrawn, _sides(undrawn, print_line=print_line))
     describe_labels(config, patches, print_line)
     return patches
