@@ -204,7 +204,7 @@ def _predict_brain(options: argparse.Namespace) -> int:
         for line in plan_lines(predictor, plan_brain(predictor, volume, settings), volume, settings):
             print_line(line)
         return 0
-    tissue = None if options.mask is None else TissueMask(open_volume(options.mask), volume.shape)
+    tissue = None if options.mask is None else TissueMask(open_volume(options.mask, mask=True), volume.shape)
     predict_brain(
         predictor,
         volume,

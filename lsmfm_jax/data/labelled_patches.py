@@ -82,7 +82,7 @@ def read_segmentation(file: LabelledFile, *, scale: Scale, values: LabelValues |
         VolumeError: a file cannot be read as one 3D volume.
     """
     image, image_info = read_single(file.path)
-    labels, label_info = read_single(file.companions["_label"], allow_constant=True)
+    labels, label_info = read_single(file.companions["_label"], mask=True)
     labels = on_grid_of(labels, label_info, like=image_info, like_shape=image.shape)
     _same_shape(file, image, labels, "_label")
     values, source = values or LabelValues(), str(file.companions["_label"])

@@ -111,7 +111,7 @@ def _hidden_of(case: Case, image: np.ndarray, info: VolumeInfo) -> Bool[np.ndarr
         raise PredictionError(
             f"{case.path}: no mask beside it; add {beside[0].name}, not 0 in the voxels to restore and 0 in all others"
         )
-    hidden = truth_like(case._replace(truth=path), image, info) != 0
+    hidden = truth_like(case._replace(truth=path), image, info, mask=True) != 0
     if hidden.all() or not hidden.any():
         what = "every voxel is 0, so nothing is" if not hidden.any() else "no voxel is 0, so everything is"
         raise PredictionError(f"{path}: {what} to be restored; mark the voxels to restore, and leave the others at 0")

@@ -73,6 +73,7 @@ def read_volume(
     axes: str | None = None,
     series: int | None = None,
     nan_fill: float | None = None,
+    mask: bool = False,
 ) -> Volume:
     """Read an image file, its channels taken apart.
 
@@ -88,6 +89,8 @@ def read_volume(
         axes: what the axes are in the file's own order, such as `CZYX` (for NIfTI `XYZ` is usual).
         series: which image of a TIFF with several, from 0.
         nan_fill: what stands for NaN, such as 0 for the borders that a registration leaves; by default refused.
+        mask: it is a mask, label image or probability: constant ones are kept, and what a TIFF calls the colours of one
+            plane are planes.
 
     Raises:
         VolumeError: missing, empty, truncated or damaged, of an unknown format, not 3D, larger than the memory,
@@ -97,8 +100,8 @@ def read_volume(
     try:
         if nan_fill is not None and not math.isfinite(nan_fill):
             raise Unreadable(f"nan_fill is {nan_fill}", "give a finite number")
-        decoded = _decode(path, axes=axes, series=series)
-        return _volume(path, decoded, keep_constant=allow_constant, channel=channel, nan_fill=nan_fill)
+        decoded = _decode(path, axes=axes, series=series, mask=mask)
+        return _volume(path, decoded, keep_constant=allow_constant or mask, channel=channel, nan_fill=nan_fill)
     except Unreadable as error:
         raise VolumeError(str(path), error.reason, error.hint, error.blank) from None
     except OSError as error:
@@ -119,6 +122,7 @@ def read_single(
     axes: str | None = None,
     series: int | None = None,
     nan_fill: float | None = None,
+    mask: bool = False,
 ) -> tuple[Shaped[np.ndarray, "z y x"], VolumeInfo]:
     """Read a file of one channel, or one channel of a file; arguments as `read_volume`.
 
@@ -126,7 +130,7 @@ def read_single(
         VolumeError: as `read_volume`, or if there are several channels.
     """
     volume = read_volume(
-        path, allow_constant=allow_constant, channel=channel, axes=axes, series=series, nan_fill=nan_fill
+        path, allow_constant=allow_constant, channel=channel, axes=axes, series=series, nan_fill=nan_fill, mask=mask
     )
     if len(volume.channels) > 1:
         raise VolumeError(
@@ -181,10 +185,10 @@ def write_nifti(path: str | pathlib.Path, array: Shaped[np.ndarray, "z y x"], *,
     nifti.write_nifti(path, array, affine=affine, header=header)
 
 
-def _decode(path: pathlib.Path, *, axes: str | None, series: int | None) -> Decoded:
+def _decode(path: pathlib.Path, *, axes: str | None, series: int | None, mask: bool) -> Decoded:
     name = path.name.lower()
     if name.endswith((".tif", ".tiff")):
-        return read_tiff(path, axes=axes, series=series)
+        return read_tiff(path, axes=axes, series=series, mask=mask)
     if series not in (None, 0):
         raise Unreadable(f"series {series} was asked for", "only TIFF files hold several images")
     if name.endswith((".nii", ".nii.gz")):
