@@ -14,14 +14,17 @@ from tiny_pretrained import make_run
 
 import lsmfm_jax
 from lsmfm_jax.config import recorded_config
+from lsmfm_jax.errors import InputError
 from lsmfm_jax.losses.classify import cross_entropy
 from lsmfm_jax.models.text_directory import TextModelError, TextModelMissing, load_text_tower
 from lsmfm_jax.predict.inputs import PredictionError
+from lsmfm_jax.predict.network import load_predictor
 from lsmfm_jax.predict.run import Settings, predict
 from lsmfm_jax.scale import ScaleError, measure
 from lsmfm_jax.tasks.finetuning import Network, backbone_of, init_linear
 from lsmfm_jax.tasks.pretrain import pretraining_task
 from lsmfm_jax.train.checkpoint import CheckpointError
+from lsmfm_jax.train.platform_flags import FLAGS, Flag
 from lsmfm_jax.train.weights import read_weights, write_weights
 from lsmfm_jax.volumes.read import VolumeError, VolumeInfo, read_single, write_nifti
 
@@ -278,3 +281,29 @@ def test_a_file_that_was_scaled_to_one_is_named_and_does_not_stop_the_others(run
             runs["segment"], [tmp_path / "a.npy", tmp_path / "b.npy"], tmp_path / "out", print_line=lambda line: None
         )
     assert (tmp_path / "out" / "b_mask.nii.gz").is_file()
+
+
+def test_prediction_has_the_compiler_flags_of_the_run_or_those_asked_for(runs, tmp_path, monkeypatch):
+    fast = tmp_path / "fast"
+    weights = read_weights(runs["segment"])
+    record = weights.record | {"xla": {"mode": "fast", "platform": "gpu", "flags": {}, "own_flags": {}}}
+    write_weights(fast, record=record, params=weights.params, batch_stats=weights.batch_stats)
+    np.save(tmp_path / "a.npy", counts(1, SIZE))
+    # A mode whose flag no compiler takes: it is refused wherever it counts.
+    flags = {"xla_cpu_of_tomorrow": Flag(True, "for the test", needed=True)}
+    monkeypatch.setitem(FLAGS["cpu"], "fast", flags)
+    with pytest.raises(InputError, match=r"train\.xla: 'fast' needs xla_cpu_of_tomorrow"):
+        load_predictor(fast)
+    arguments = {"inputs": [tmp_path / "a.npy"], "print_line": lambda line: None}
+    for number, (run, mode, told) in enumerate(
+        [(fast, "deterministic", "deterministic"), (fast, "default", None), (runs["segment"], None, None)]
+    ):
+        out = tmp_path / f"out{number}"
+        predict(run, out=out, xla=mode, **arguments)
+        with open(out / "predictions.csv", newline="") as file:
+            assert next(csv.DictReader(file)).get("xla") == told
+    assert load_predictor(fast, xla="deterministic").xla == "deterministic"
+    # Compiled otherwise, the same network: its last bits may differ.
+    first, *others = (loaded(tmp_path / f"out{number}" / "a_prob.nii.gz") for number in range(3))
+    np.testing.assert_array_equal(*others)
+    np.testing.assert_allclose(first, others[0], atol=1e-5)

@@ -107,7 +107,8 @@ def _hidden_of(case: Case, image: np.ndarray, info: VolumeInfo) -> Bool[np.ndarr
     path = file_beside(case.path.parent, case.name, MASK)
     if path is None:
         raise PredictionError(
-            f"{case.path}: no mask beside it; add {case.name}{MASK}.nii.gz, not 0 in the voxels to restore and 0 in all others"
+            f"{case.path}: no mask beside it; add {case.name}{MASK}.nii.gz, not 0 in the voxels to restore "
+            "and 0 in all others"
         )
     hidden = truth_like(case._replace(truth=path), image, info, mask=True) != 0
     if hidden.all() or not hidden.any():

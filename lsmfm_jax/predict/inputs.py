@@ -76,7 +76,7 @@ def find_cases(
 
 
 def file_beside(folder: pathlib.Path, name: str, ending: str) -> pathlib.Path | None:
-    """Give the volume `<name><ending>` of a folder in any format, whatever the case of its endings; None without one."""
+    """Give the volume `<name><ending>` of a folder, in any format and whatever the case of its endings, or None."""
     exact = [folder / f"{name}{ending}{suffix}" for suffix in SUFFIXES]
     found = next((path for path in exact if path.is_file()), None)
     if found is not None:

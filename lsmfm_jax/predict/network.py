@@ -1,6 +1,7 @@
 """The network of a finetuned run, and the scale on which it sees raw intensities."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +17,9 @@ from lsmfm_jax.predict.windows import Size, WindowFunction, flip_averaged
 from lsmfm_jax.scale import Levels, Scale, check_seen, naming, scale_of
 from lsmfm_jax.scale import measure as measure_levels
 from lsmfm_jax.tasks.finetune_tasks import FINETUNING
+from lsmfm_jax.train.compilation import compiler_options
 from lsmfm_jax.train.fingerprints import combined_fingerprint
+from lsmfm_jax.train.sharding import make_mesh
 from lsmfm_jax.train.weights import Weights, read_weights
 
 
@@ -34,6 +37,7 @@ class Predictor:
             (B, Z, Y, X) sharpened volumes on the prepared scale.
         fingerprint: of the weights.
         temporary_bytes: of a batch size, what the network needs besides weights, input and output; 0: unknown.
+        xla: which flags of the compiler it has, a mode of `train.xla`.
     """
 
     task: str
@@ -44,6 +48,7 @@ class Predictor:
     apply: WindowFunction
     fingerprint: str = ""
     temporary_bytes: Callable[[int], int] = lambda batch_size: 0
+    xla: str = "default"
 
     def measure(self, volume: Readable, *, progress: Callable[[int], None] = lambda voxels: None) -> VolumeStatistics:
         """What scaling needs to know of a whole volume.
@@ -81,23 +86,32 @@ class Predictor:
         return self.prepare(volume, tuple(slice(0, size) for size in volume.shape), levels)
 
 
-def load_predictor(checkpoint: pathlib.Path, *, window: Size | None = None, flips: bool = False) -> Predictor:
+def load_predictor(
+    checkpoint: pathlib.Path, *, window: Size | None = None, flips: bool = False, xla: str | None = None
+) -> Predictor:
     """Reads a finetuned run.
 
     Args:
         checkpoint: its folder.
         window: ZYX voxels; None: the patch size that it was trained on.
         flips: average over the eight flips of each window.
+        xla: flags of the compiler, a mode of `train.xla`; None: that of the run.
 
     Raises:
         PredictionError: the run is of a task without predictions, or the window does not fit the network.
         CheckpointError: there is no run, or it is damaged.
+        InputError: the mode is unknown, or needs something that is set otherwise.
     """
-    return predictor_of(read_weights(checkpoint), checkpoint, window=window, flips=flips)
+    return predictor_of(read_weights(checkpoint), checkpoint, window=window, flips=flips, xla=xla)
 
 
 def predictor_of(
-    weights: Weights, checkpoint: pathlib.Path, *, window: Size | None = None, flips: bool = False
+    weights: Weights,
+    checkpoint: pathlib.Path,
+    *,
+    window: Size | None = None,
+    flips: bool = False,
+    xla: str | None = None,
 ) -> Predictor:
     """As `load_predictor`, of weights that were read from `checkpoint` before."""
     task = weights.record.get("task")
@@ -109,7 +123,9 @@ def predictor_of(
     recorded = recorded_window(weights, checkpoint)
     window = tuple(window or recorded)
     _check_window(window, weights.architecture)
-    apply, temporary_bytes = _compiled(weights, window=window, flips=flips)
+    # Runs from before there were modes, and converted weights, have none.
+    mode = xla or weights.record.get("xla", {}).get("mode", "default")
+    apply, temporary_bytes = _compiled(weights, window=window, flips=flips, xla=mode)
     return Predictor(
         task=task,
         record=weights.record,
@@ -119,6 +135,7 @@ def predictor_of(
         apply=apply,
         fingerprint=combined_fingerprint({"params": weights.params, "batch_stats": weights.batch_stats}),
         temporary_bytes=temporary_bytes,
+        xla=mode,
     )
 
 
@@ -135,11 +152,13 @@ def recorded_window(weights: Weights, checkpoint: pathlib.Path) -> Size:
     return z, y, x
 
 
-def _compiled(weights: Weights, *, window: Size, flips: bool) -> tuple[WindowFunction, Callable[[int], int]]:
+def _compiled(weights: Weights, *, window: Size, flips: bool, xla: str) -> tuple[WindowFunction, Callable[[int], int]]:
     """The network as a function of prepared windows, and the memory that a batch of them needs meanwhile."""
     network = FINETUNING[weights.record["task"]].network(weights.record)
+    # By default what XLA does by itself: what helps a training step on a CPU was not measured for predictions.
+    options = None if xla == "default" else compiler_options(make_mesh(devices=jax.local_devices()[:1]), xla)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=options)
     def run(params: Any, batch_stats: Any, windows: Array) -> Array:
         def one(x: Array) -> Array:
             return network(params, batch_stats, x)

@@ -11,11 +11,11 @@ from ml_collections import ConfigDict
 
 from lsmfm_jax.config import ConfigError, recorded_config
 from lsmfm_jax.data.labelled import (
-    VALIDATION_FOLDERS,
     LabelledDataError,
     LabelledFile,
     find_labelled,
     rows_of,
+    side_folders,
     with_classes,
 )
 from lsmfm_jax.data.labelled_sides import Sides, choose_sides
@@ -113,10 +113,9 @@ def _sides(config: ConfigDict, *, print_line: PrintLine, earlier: bool = False) 
         raise ConfigError("data.folder: ''; name the folder or the store of labelled patches")
     root = pathlib.Path(data.folder)
     found: Sequence[LabelledFile] | Sides
-    if (root / "train").is_dir():
-        held_out = [root / name for name in VALIDATION_FOLDERS if (root / name).is_dir()]
-        validation = _find(config, held_out[0], earlier=earlier) if held_out else []
-        found = Sides(tuple(_find(config, root / "train", earlier=earlier)), tuple(validation))
+    if given := side_folders(root):
+        validation = _find(config, given[1], earlier=earlier) if given[1] else []
+        found = Sides(tuple(_find(config, given[0], earlier=earlier)), tuple(validation))
     else:
         found = _find(config, root, earlier=earlier)
     sides = choose_sides(

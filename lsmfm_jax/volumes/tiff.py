@@ -15,6 +15,7 @@ import numpy as np
 import tifffile
 
 from lsmfm_jax.volumes.formats import (
+    IMAGEJ_UNITS,
     MOST_CHANNELS,
     Decoded,
     Size,
@@ -28,7 +29,6 @@ from lsmfm_jax.volumes.formats import (
 )
 from lsmfm_jax.volumes.ome import ome_files, ome_voxel_size, promised_planes
 
-IMAGEJ_UNITS = {"um": "micron", "µm": "micron", "micrometer": "micron", "micrometre": "micron", "microns": "micron"}
 UNCOMPRESSED = 1
 LISTED = 6
 _NAME_THE_AXES = "say which axes they are (lsmfm data ingest --axes), or save one volume a file"
@@ -265,7 +265,7 @@ def _voxel_size(file: Any, number: int) -> tuple[Size | None, str]:
         return ome_voxel_size(file.ome_metadata, number)
     description, tags = file.imagej_metadata, file.pages[0].tags
     try:
-        unit = str(description.get("unit", "unknown")).replace("\\u00B5", "µ")
+        unit = str(description.get("unit", "unknown")).replace("\\u00B5", "µ").strip().lower()
         y, x = (tags[name].value[1] / tags[name].value[0] for name in ("YResolution", "XResolution"))
         return judge_voxel_size((float(description["spacing"]), y, x), IMAGEJ_UNITS.get(unit, unit))
     # Not ImageJ's, or without a resolution, or with one of 1/0.
