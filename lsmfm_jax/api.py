@@ -182,6 +182,8 @@ def load(
         CheckpointError: there is no run, or it is damaged.
         PredictionError: a list of fewer than two runs, or of runs that cannot be combined.
     """
+    if run is None or not isinstance(run, str | pathlib.Path | Sequence):
+        raise PredictionError(f"lsmfm_jax.load: {run!r}; name the folder of a run, or a list of folders")
     if not isinstance(run, str | pathlib.Path):
         runs = [pathlib.Path(one) for one in run]
         if len(runs) < 2:

@@ -307,3 +307,42 @@ def test_prediction_has_the_compiler_flags_of_the_run_or_those_asked_for(runs, t
     first, *others = (loaded(tmp_path / f"out{number}" / "a_prob.nii.gz") for number in range(3))
     np.testing.assert_array_equal(*others)
     np.testing.assert_allclose(first, others[0], atol=1e-5)
+
+
+def test_masked_arrays_and_settings_out_of_range_are_told_by_name(runs, caplog):
+    model = lsmfm_jax.load(runs["segment"])
+    assert not [record for record in caplog.records if record.name == "absl"]  # Orbax says much that means nothing
+    array = counts(4, SIZE)
+    hidden = np.ma.masked_array(array, np.zeros(SIZE, bool))
+    model.predict(hidden)
+    hidden[:2] = np.ma.masked
+    with pytest.raises(VolumeError, match=r"the array: 512 of its voxels are masked; fill them"):
+        model.predict(hidden)
+    for name, setting, value in (("--batch", "batch_size", True), ("--overlap", "overlap_frac", np.nan)):
+        with pytest.raises(PredictionError, match=rf"{name} {value}: .*between .* and .* is needed"):
+            model.predict(array, **{setting: value})
+
+
+def test_arguments_of_wrong_types_are_told_by_name(runs):
+    """In a process without the type checks of the tests."""
+    code = """
+import sys, numpy as np, lsmfm_jax
+from lsmfm_jax.errors import LsmfmError
+array = np.arange(4096).reshape(16, 16, 16)
+def told(work):
+    try: work()
+    except LsmfmError as error: print(error)
+for window in (16, (16.0, 16, 16), (16, 16), "16,16,16"):
+    told(lambda: lsmfm_jax.load(sys.argv[1], window=window).predict(array))
+for setting in ({"threshold": "half"}, {"batch_size": 1.5}, {"overlap_frac": None}):
+    told(lambda: lsmfm_jax.load(sys.argv[1]).predict(array, **setting))
+for run in (None, 7):
+    told(lambda: lsmfm_jax.load(run))
+"""
+    done = subprocess.run([sys.executable, "-c", code, runs["segment"]], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["--window"] * 4 + ["--threshold", "--batch", "--overlap"] + [
+        "lsmfm_jax.load:"
+    ] * 2
+    assert all("takes three multiples of 2, such as " in line for line in lines[:4])
+    assert "absl" not in done.stderr

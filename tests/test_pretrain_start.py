@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 
 import jax
@@ -239,6 +240,18 @@ def test_the_command_ends_with_one_line(store, tmp_path):
     )
     assert said.count("\n") == 1 and said.startswith("lsmfm: /does/not/exist: no run.json there"), said
     assert not (tmp_path / "run").exists()
+
+
+def test_no_run_begins_in_a_store_or_in_place_of_a_file(store, tmp_path):
+    (tmp_path / "notes.txt").write_text("")
+    for place, words in (
+        (store, r"a patch store, and a run would write"),
+        (tmp_path / "notes.txt", "a file, and a run"),
+    ):
+        before = sorted(store.iterdir())
+        told = finish(start("pretrain", "--config", "pretrain_unet:tiny", "--workdir", place), expect=2)
+        assert re.search(rf"lsmfm: {re.escape(str(place))}: {words}.*name another --workdir", told)
+        assert sorted(store.iterdir()) == before
 
 
 def test_a_store_without_counts_is_refused_by_the_scales_of_ratios(tmp_path):

@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import numbers
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -121,8 +122,7 @@ def predictor_of(
             f"init_from={str(checkpoint)!r}) and name that run; predictions come from {', '.join(FINETUNING)}"
         )
     recorded = recorded_window(weights, checkpoint)
-    window = tuple(window or recorded)
-    _check_window(window, weights.architecture)
+    window = _checked_window(recorded if window is None else window, weights.architecture)
     # Runs from before there were modes, and converted weights, have none.
     mode = xla or weights.record.get("xla", {}).get("mode", "default")
     apply, temporary_bytes = _compiled(weights, window=window, flips=flips, xla=mode)
@@ -176,10 +176,15 @@ def _compiled(weights: Weights, *, window: Size, flips: bool, xla: str) -> tuple
     return (lambda windows: run(*on_device, windows)), temporary_bytes
 
 
-def _check_window(window: tuple[int, ...], architecture: dict[str, Any]) -> None:
+def _checked_window(window: Any, architecture: dict[str, Any]) -> Size:
     factor, _ = BACKBONES[architecture["name"]].divisor(architecture)
-    if len(window) != 3 or any(side < factor or side % factor for side in window):
+    sides = tuple(window) if isinstance(window, Iterable) and not isinstance(window, str) else (window,)
+    whole = [isinstance(side, numbers.Integral) and not isinstance(side, bool) for side in sides]
+    if len(sides) != 3 or not all(whole) or any(side < factor or side % factor for side in sides):
+        near = [max(1, round(side / factor)) * factor if isinstance(side, numbers.Real) else factor for side in sides]
         raise PredictionError(
-            f"--window {','.join(map(str, window))}: the {architecture['name']} of this run takes three multiples of "
-            f"{factor}, such as {','.join(str(max(1, round(side / factor)) * factor) for side in window)}"
+            f"--window {','.join(map(str, sides))}: the {architecture['name']} of this run takes three multiples of "
+            f"{factor}, such as {','.join(map(str, (near * 3)[:3]))}"
         )
+    z, y, x = (int(side) for side in sides)
+    return z, y, x

@@ -150,7 +150,7 @@ def checked_array(array: Any, *, name: str = "the array", allow_constant: bool =
         allow_constant: take a volume whose voxels are all the same.
 
     Raises:
-        VolumeError: not of three axes, without a voxel, not of numbers, with NaN or Inf, or constant.
+        VolumeError: not of three axes, without a voxel, not of numbers, masked, with NaN or Inf, or constant.
     """
     if isinstance(array, str | pathlib.Path):
         raise VolumeError(name, f"it is the name {str(array)!r}", "read the file first, and give its voxels")
@@ -158,6 +158,10 @@ def checked_array(array: Any, *, name: str = "the array", allow_constant: bool =
         voxels = np.asarray(array)
     except (ValueError, TypeError) as error:
         raise VolumeError(name, f"it is no array ({one_line(error)})", "give a NumPy array (Z, Y, X)") from None
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        # What lies under the mask would be seen as if it were there.
+        hint = "fill them, as with array.filled(0)"
+        raise VolumeError(name, f"{int(np.ma.getmaskarray(array).sum())} of its voxels are masked", hint)
     if voxels.ndim != 3:
         hint = "give one channel as (Z, Y, X), such as array[0] of (C, Z, Y, X)"
         raise VolumeError(name, f"its shape is {voxels.shape}, with {voxels.ndim} axes in place of 3", hint)
