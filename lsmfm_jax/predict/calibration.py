@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from lsmfm_jax.baselines import best_threshold
 from lsmfm_jax.data.labels import IGNORED, LabelValues, label_values
 from lsmfm_jax.files import refuse_foreign, replacing_folder
-from lsmfm_jax.predict.cut_off import blended_logits, dice
+from lsmfm_jax.predict.cut_off import blended_logits, fitted_cut
 from lsmfm_jax.predict.inputs import Case, PredictionError, find_cases
 from lsmfm_jax.predict.network import Predictor, load_predictor
 from lsmfm_jax.predict.truth import mask_like
@@ -131,8 +130,7 @@ def _fitted(predictor: Predictor, scale: Scale, cases: Sequence[Case], values: L
         raise PredictionError(
             f"the labels of {names} are empty: there is no foreground to calibrate on. Annotate a patch that has some"
         )
-    cut, after = best_threshold(logits, truths)
-    before = float(np.mean([dice(one > 0, truth) for one, truth in zip(logits, truths, strict=True)]))
+    cut, before, after = fitted_cut(logits, truths)
     return _Choice(scale, cut, after, before)
 
 
