@@ -119,9 +119,10 @@ bench-env: .venv-bench/.ready
 
 # JAX's compiler for NVIDIA cards, for benchmarks/compile_only.py; no card and no CUDA libraries are needed.
 CUDA ?= 12
-bench-compile-env: .venv-compile/.ready
-.venv-compile/.ready: pyproject.toml
-	$(PYTHON) -m venv .venv-compile
+bench-compile-env: .venv-compile/.ready-cuda$(CUDA)
+# A stamp for each version, and an environment anew for another one: two plug-ins in it would both be loaded.
+.venv-compile/.ready-cuda$(CUDA): pyproject.toml
+	$(PYTHON) -m venv --clear .venv-compile
 	.venv-compile/bin/python -m pip install --quiet --upgrade pip
 	.venv-compile/bin/python -m pip install --quiet --editable .
 	version=$$(.venv-compile/bin/python -c 'import importlib.metadata as m; print(m.version("jaxlib"))'); \

@@ -24,6 +24,7 @@ from lsmfm_jax.predict.inputs import PredictionError
 from lsmfm_jax.predict.network import Predictor, predictor_of
 from lsmfm_jax.predict.run import WRITERS
 from lsmfm_jax.predict.windows import Size
+from lsmfm_jax.scale import naming
 from lsmfm_jax.train.weights import Weights, read_weights
 from lsmfm_jax.volumes.read import checked_array
 
@@ -74,6 +75,7 @@ class Model:
         Raises:
             VolumeError: no array of numbers with three axes, NaN in it, or (but for segmentation) all voxels equal.
             PredictionError: the run predicts nothing, or a setting is out of its range.
+            ScaleError: the run's scale is of ratios of counts, and these are none, such as values from 0 to 1.
         """
         settings = Settings(overlap_frac, threshold, batch_size)
         return _computed(self._predictor, self.run, volume, voxel_size_um, settings)
@@ -180,6 +182,8 @@ def load(
         CheckpointError: there is no run, or it is damaged.
         PredictionError: a list of fewer than two runs, or of runs that cannot be combined.
     """
+    if run is None or not isinstance(run, str | pathlib.Path | Sequence):
+        raise PredictionError(f"lsmfm_jax.load: {run!r}; name the folder of a run, or a list of folders")
     if not isinstance(run, str | pathlib.Path):
         runs = [pathlib.Path(one) for one in run]
         if len(runs) < 2:
@@ -198,7 +202,8 @@ def _computed(
     if writer is None or writer.compute is None:
         raise PredictionError(f"{run}: a run of task {predictor.task!r} gives no result in memory; use lsmfm predict")
     image = checked_array(volume, allow_constant=writer.takes_constant)
-    return writer.compute(predictor, image, _checked_size(voxel_size_um), settings)
+    with naming("the array"):
+        return writer.compute(predictor, image, _checked_size(voxel_size_um), settings)
 
 
 def _checked_size(voxel_size_um: Any) -> tuple[float, float, float] | None:

@@ -14,14 +14,17 @@ from tiny_pretrained import make_run
 
 import lsmfm_jax
 from lsmfm_jax.config import recorded_config
+from lsmfm_jax.errors import InputError
 from lsmfm_jax.losses.classify import cross_entropy
 from lsmfm_jax.models.text_directory import TextModelError, TextModelMissing, load_text_tower
 from lsmfm_jax.predict.inputs import PredictionError
+from lsmfm_jax.predict.network import load_predictor
 from lsmfm_jax.predict.run import Settings, predict
-from lsmfm_jax.scale import measure
+from lsmfm_jax.scale import ScaleError, measure
 from lsmfm_jax.tasks.finetuning import Network, backbone_of, init_linear
 from lsmfm_jax.tasks.pretrain import pretraining_task
 from lsmfm_jax.train.checkpoint import CheckpointError
+from lsmfm_jax.train.platform_flags import FLAGS, Flag
 from lsmfm_jax.train.weights import read_weights, write_weights
 from lsmfm_jax.volumes.read import VolumeError, VolumeInfo, read_single, write_nifti
 
@@ -260,3 +263,86 @@ def test_what_a_run_cannot_do_is_refused(runs, tmp_path):
     for method in ("predict", "embed"):
         with pytest.raises(PredictionError, match="no patch_size and no scaling; finetune the run again"):
             getattr(lsmfm_jax.load(tmp_path / "old"), method)(counts(0))
+
+
+def test_an_array_that_was_scaled_to_one_is_refused_where_the_run_sees_counts(runs):
+    scaled = (counts(3) / 65535).astype(np.float32)
+    model = lsmfm_jax.load(runs["segment"])
+    with pytest.raises(ScaleError, match=r"the array: its values from .* sees no difference\. Give the counts"):
+        model.predict(scaled)
+    assert not model.predict(np.full(SIZE, 0.5, np.float32)).mask.any()  # blank, as a blank file
+
+
+def test_a_file_that_was_scaled_to_one_is_named_and_does_not_stop_the_others(runs, tmp_path):
+    np.save(tmp_path / "a.npy", (counts(3) / 65535).astype(np.float32))
+    np.save(tmp_path / "b.npy", counts(3))
+    with pytest.raises(PredictionError, match=r"1 of 2 files failed.*a\.npy: its values from .* sees no difference"):
+        predict(
+            runs["segment"], [tmp_path / "a.npy", tmp_path / "b.npy"], tmp_path / "out", print_line=lambda line: None
+        )
+    assert (tmp_path / "out" / "b_mask.nii.gz").is_file()
+
+
+def test_prediction_has_the_compiler_flags_of_the_run_or_those_asked_for(runs, tmp_path, monkeypatch):
+    fast = tmp_path / "fast"
+    weights = read_weights(runs["segment"])
+    record = weights.record | {"xla": {"mode": "fast", "platform": "gpu", "flags": {}, "own_flags": {}}}
+    write_weights(fast, record=record, params=weights.params, batch_stats=weights.batch_stats)
+    np.save(tmp_path / "a.npy", counts(1, SIZE))
+    # A mode whose flag no compiler takes: it is refused wherever it counts.
+    flags = {"xla_cpu_of_tomorrow": Flag(True, "for the test", needed=True)}
+    monkeypatch.setitem(FLAGS["cpu"], "fast", flags)
+    with pytest.raises(InputError, match=r"train\.xla: 'fast' needs xla_cpu_of_tomorrow"):
+        load_predictor(fast)
+    arguments = {"inputs": [tmp_path / "a.npy"], "print_line": lambda line: None}
+    for number, (run, mode, told) in enumerate(
+        [(fast, "deterministic", "deterministic"), (fast, "default", None), (runs["segment"], None, None)]
+    ):
+        out = tmp_path / f"out{number}"
+        predict(run, out=out, xla=mode, **arguments)
+        with open(out / "predictions.csv", newline="") as file:
+            assert next(csv.DictReader(file)).get("xla") == told
+    assert load_predictor(fast, xla="deterministic").xla == "deterministic"
+    # Compiled otherwise, the same network: its last bits may differ.
+    first, *others = (loaded(tmp_path / f"out{number}" / "a_prob.nii.gz") for number in range(3))
+    np.testing.assert_array_equal(*others)
+    np.testing.assert_allclose(first, others[0], atol=1e-5)
+
+
+def test_masked_arrays_and_settings_out_of_range_are_told_by_name(runs, caplog):
+    model = lsmfm_jax.load(runs["segment"])
+    assert not [record for record in caplog.records if record.name == "absl"]  # Orbax says much that means nothing
+    array = counts(4, SIZE)
+    hidden = np.ma.masked_array(array, np.zeros(SIZE, bool))
+    model.predict(hidden)
+    hidden[:2] = np.ma.masked
+    with pytest.raises(VolumeError, match=r"the array: 512 of its voxels are masked; fill them"):
+        model.predict(hidden)
+    for name, setting, value in (("--batch", "batch_size", True), ("--overlap", "overlap_frac", np.nan)):
+        with pytest.raises(PredictionError, match=rf"{name} {value}: .*between .* and .* is needed"):
+            model.predict(array, **{setting: value})
+
+
+def test_arguments_of_wrong_types_are_told_by_name(runs):
+    """In a process without the type checks of the tests."""
+    code = """
+import sys, numpy as np, lsmfm_jax
+from lsmfm_jax.errors import LsmfmError
+array = np.arange(4096).reshape(16, 16, 16)
+def told(work):
+    try: work()
+    except LsmfmError as error: print(error)
+for window in (16, (16.0, 16, 16), (16, 16), "16,16,16"):
+    told(lambda: lsmfm_jax.load(sys.argv[1], window=window).predict(array))
+for setting in ({"threshold": "half"}, {"batch_size": 1.5}, {"overlap_frac": None}):
+    told(lambda: lsmfm_jax.load(sys.argv[1]).predict(array, **setting))
+for run in (None, 7):
+    told(lambda: lsmfm_jax.load(run))
+"""
+    done = subprocess.run([sys.executable, "-c", code, runs["segment"]], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["--window"] * 4 + ["--threshold", "--batch", "--overlap"] + [
+        "lsmfm_jax.load:"
+    ] * 2
+    assert all("takes three multiples of 2, such as " in line for line in lines[:4])
+    assert "absl" not in done.stderr

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from lsmfm_jax.baselines import best_threshold
 from lsmfm_jax.cli import main
 from lsmfm_jax.data.labelled_patches import LabelledPatch
 from lsmfm_jax.predict import cut_off
-from lsmfm_jax.predict.cut_off import blended_logits, fit_cut_off
+from lsmfm_jax.predict.cut_off import blended_logits, fit_cut_off, fitted_cut
 from lsmfm_jax.predict.network import predictor_of
 from lsmfm_jax.tasks.declaration import Patches
 from lsmfm_jax.train.records import damaged_record
@@ -113,3 +114,15 @@ def test_patches_without_foreground_leave_the_run_as_it_is(run, monkeypatch):
     monkeypatch.setattr(cut_off, "read_patches", lambda *_, **__: Patches([patch], [], ()))
     assert fit_cut_off(run) is None
     assert (run / "run.json").read_bytes() == before
+
+
+def test_a_fitted_cut_is_never_worse_than_the_one_that_is_there():
+    """Of a sparse structure the cuts that are tried lie per cents apart, and 0 can be better than all of them."""
+    rng = np.random.default_rng(3)
+    truth = np.zeros((1, 1, 40000), bool)
+    truth[..., :377] = True
+    logits = np.where(truth, 4.0, -4.0) + rng.normal(0, 0.5, truth.shape)
+    assert best_threshold([logits], [truth])[1] < 1.0  # none of those tried
+    assert fitted_cut([logits], [truth]) == (0.0, 1.0, 1.0)
+    cut, before, after = fitted_cut([logits - 6.0], [truth])
+    assert -11 < cut < -1 and before < 0.1 and after > 0.98

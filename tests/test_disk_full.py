@@ -6,12 +6,14 @@ import os
 import random
 import re
 import resource
+import subprocess
 
 import jax
 import numpy as np
 import pytest
 from labelled_toy import write_patches
 from test_predict import ARCHITECTURE, RECORD
+from tiny_runs import ROOT, lsmfm, make_store, pretraining
 
 from lsmfm_jax.cli import main
 from lsmfm_jax.files import TEMPORARY, WriteError, replace_file, replace_text, replacing, replacing_folder
@@ -147,3 +149,18 @@ def test_a_path_that_cannot_be_written_is_one_line(tmp_path, reason):
         tmp_path.chmod(0o500)
     with pytest.raises(WriteError, match=str(target)):
         replace_file(target, b"x")
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_while_training_is_told_without_tracebacks(tmp_path):
+    """Each tensor of a save that fails has a thread, and each printed a traceback."""
+    store = make_store(tmp_path)
+    command, environment = lsmfm(*pretraining(store, tmp_path / "run", epochs=1, text__enabled=False))
+    limit = 60 * 2**10  # bytes: records are written, states are not
+
+    def less_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    done = subprocess.run(command, env=environment, cwd=ROOT, preexec_fn=less_room, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert re.search(r"lsmfm: checkpoint at step \d+ could not be written to .*run", done.stderr)

@@ -2,6 +2,7 @@
 
 import csv
 import pathlib
+import warnings
 
 import nibabel
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 import tifffile
 
 from lsmfm_jax.data.mask_folders import MaskFolderError, masks_in, volume_of
-from lsmfm_jax.evaluate import EMPTY, ROLLED, evaluate_folders, format_table
+from lsmfm_jax.evaluate import EMPTY, ROLLED, evaluate_folders, evaluate_volumes, format_table
 from lsmfm_jax.volumes.names import VolumePatternError
+from lsmfm_jax.volumes.read import VolumeError, read_single
 
 
 def cubes(*corners: tuple[int, int, int], shape=(14, 16, 30)) -> np.ndarray:
@@ -227,3 +229,38 @@ def test_the_papers_metrics_are_fooled_on_real_patches(shared, tmp_path):
     assert of(result, ROLLED, "count_dice_paper") == pytest.approx([1.0, 0.953, 0.857], abs=5e-4)
     assert max(of(result, ROLLED, "panoptic_quality")) < 0.01
     assert of(result, "prediction", "panoptic_quality") == [1, 1, 1]
+
+
+@pytest.mark.parametrize("planes", [3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
+def test_a_tiff_of_three_or_four_planes_is_a_mask_and_no_colours(planes, dtype, tmp_path):
+    """tifffile writes an array of that many planes as the colours of one, where nobody names its axes."""
+    truth = cubes((0, 1, 2), (0, 6, 9), shape=(planes, 14, 16))
+    predicted = cubes((0, 1, 3), (0, 6, 9), shape=(planes, 14, 16))
+    for folder, array in (("pred", predicted), ("label", truth)):
+        save(tmp_path / f"{folder}_nifti" / "a.nii.gz", array)
+        (tmp_path / f"{folder}_tiff").mkdir()
+        with warnings.catch_warnings(action="ignore"):  # tifffile says that it takes them for colours
+            tifffile.imwrite(tmp_path / f"{folder}_tiff" / "a.tif", array.astype(dtype))
+        with tifffile.TiffFile(tmp_path / f"{folder}_tiff" / "a.tif") as file:
+            assert file.series[0].axes == "SYX"
+    expected = evaluate_folders(tmp_path / "pred_nifti", tmp_path / "label_nifti", tmp_path / "nifti.csv")
+    for label in ("label_tiff", "label_nifti"):
+        found = evaluate_folders(tmp_path / "pred_tiff", tmp_path / label, tmp_path / "tiff.csv")
+        assert [row.scores for row in found.rows] == [row.scores for row in expected.rows]
+    # As one volume each, which is read by boxes.
+    paths = [tmp_path / f"{folder}_tiff" / "a.tif" for folder in ("pred", "label")]
+    found = evaluate_volumes(*paths, tmp_path / "volumes.csv", print_line=lambda line: None)
+    assert found.rows[0].scores["dice"] == expected.rows[0].scores["dice"] < 1.0
+
+
+def test_colours_stay_refused_in_images_and_pictures_of_masks(tmp_path):
+    picture = np.zeros((14, 16, 3), np.uint8)
+    picture[2:5, 3:6] = 255
+    tifffile.imwrite(tmp_path / "picture.tif", picture, photometric="rgb")
+    with warnings.catch_warnings(action="ignore"):
+        tifffile.imwrite(tmp_path / "planes.tif", np.moveaxis(picture, -1, 0))
+    for name, mask in (("picture.tif", True), ("picture.tif", False), ("planes.tif", False)):
+        with pytest.raises(VolumeError, match=r"colours \(S\) of a single plane; .*metadata=\{'axes': 'ZYX'\}"):
+            read_single(tmp_path / name, mask=mask)
+    assert read_single(tmp_path / "planes.tif", mask=True)[0].shape == (3, 14, 16)

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 from labelled_toy import write_patch, write_patches
 
+from lsmfm_jax.cli import main
 from lsmfm_jax.config import ConfigError, defaults
 from lsmfm_jax.data.labelled import LabelledDataError
+from lsmfm_jax.data.splits import SplitError
+from lsmfm_jax.scale import ScaleError
 from lsmfm_jax.tasks import SETUPS
 from lsmfm_jax.tasks.finetune_patches import read_patches
 from lsmfm_jax.train.run import execute
-from lsmfm_jax.volumes.read import VolumeError, write_nifti
+from lsmfm_jax.volumes.read import VolumeError, read_single, write_nifti
 
 
 @pytest.fixture
@@ -108,3 +111,61 @@ def test_one_patch_alone_trains_without_validation(tmp_path):
     assert ending.value == "all epochs done", ending
     assert any("no validation: the last state of the run is its result" in line for line in lines)
     assert json.loads((tmp_path / "run" / "split.json").read_text())["validation"] == []
+
+
+@pytest.mark.parametrize("kind", ["floats from 0 to 1", "signed, from -32768 on"])
+def test_images_that_a_logarithm_of_counts_cannot_see_are_refused_and_planned_on_another_scale(kind, tmp_path):
+    """Before, the network saw the same value everywhere, and trained on."""
+    folder = tmp_path / "patches"
+    for number in range(3):
+        write_patch(folder, f"cells_patch_{number:03d}_vol{number}", size=16, seed=number)
+    for path in folder.glob("*_vol?.nii.gz"):
+        counts, info = read_single(path)
+        signed = (counts.astype(np.int32) - 32768).astype(np.int16)
+        write_nifti(path, signed if "signed" in kind else (counts / 4095).astype(np.float32), like=info)
+    with pytest.raises(
+        ScaleError, match=r"cells_patch_00\d_vol\d\.nii\.gz: its values from .*data\.scale 'local'.*z_score"
+    ):
+        read("segment", folder, tmp_path / "local", scale="local")
+    seen, _ = read("segment", folder, tmp_path / "z_score", scale="z_score")
+    assert all(np.ptp(patch.scaled()) > 0.2 for patch in seen.train)
+    assert main(["plan", str(folder), "--out", str(tmp_path / "plan.py")]) == 0
+    assert 'data.scale = "z_score"' in (tmp_path / "plan.py").read_text()
+    if "signed" in kind:
+        seen, _ = read("segment", folder, tmp_path / "offset", scale="local", camera_offset=-32768.0)
+        assert all(np.ptp(patch.scaled()) > 0.2 for patch in seen.train)
+
+
+def test_folders_of_sides_go_by_their_usual_names_and_no_side_is_trained_on_by_accident(tmp_path):
+    """Before, `Training/` and `valid/` were pooled and drawn from, and so was `val/` or `test/` alone."""
+    folder = tmp_path / "patches"
+    for number, side in enumerate(("Training", "Training", "valid", "test")):
+        write_patch(folder / side, f"cells_patch_000_vol{number}", size=12, seed=number)
+    found, _ = read("segment", folder, tmp_path / "run")
+    names = [[patch.name for patch in side] for side in (found.train, found.validation)]
+    assert names == [["cells_patch_000_vol0", "cells_patch_000_vol1"], ["cells_patch_000_vol2"]]
+    (folder / "train").mkdir()
+    with pytest.raises(LabelledDataError, match=r"Training and .*train are folders of one side; keep one of them"):
+        read("segment", folder, tmp_path / "two")
+    shutil.rmtree(folder / "Training")
+    with pytest.raises(LabelledDataError, match=r"no patches in .*train or one below .*put labelled patches there"):
+        read("segment", folder, tmp_path / "empty")
+    (folder / "train").rmdir()
+    for left in ("valid", "test"):
+        with pytest.raises(LabelledDataError, match=rf"{left} is there without a folder .*train, and its .*trained on"):
+            read("segment", folder, tmp_path / "none")
+        shutil.rmtree(folder / left)
+
+
+def test_a_file_that_is_there_twice_and_masks_without_foreground_are_named(patches, tmp_path):
+    for ending in ("", "_label"):
+        source = patches / f"dense_patch_001_vol001_ch0{ending}.nii.gz"
+        shutil.copy(source, patches / f"other_patch_001_vol007_ch0{ending}.nii.gz")
+    with pytest.raises(SplitError, match=r"'dense_patch_001_.* and 'other_patch_001_.* one file is there twice"):
+        read("segment", patches, tmp_path / "twice")
+    for path in patches.glob("*_label.nii.gz"):
+        write_nifti(path, np.zeros((12, 12, 12), np.uint8), like=None)
+    (patches / "other_patch_001_vol007_ch0.nii.gz").unlink()
+    (patches / "other_patch_001_vol007_ch0_label.nii.gz").unlink()
+    with pytest.raises(LabelledDataError, match=r"patches: the masks of all .* empty.*; annotate a patch"):
+        read("segment", patches, tmp_path / "blank")

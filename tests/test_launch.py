@@ -206,3 +206,18 @@ def test_predict_on_gke_fills_a_job_set():
         [*shell, *container["args"]], env={**os.environ, "JOB_COMPLETION_INDEX": "2"}, capture_output=True, text=True
     )
     assert done.stdout.split() == ["predict", *" ".join(common).split(), "--part", "3/8"]
+
+
+def test_the_environment_for_compiling_is_made_anew_for_another_cuda(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+
+    def wanted(cuda: str) -> str:
+        command = ["make", "--dry-run", "bench-compile-env", f"CUDA={cuda}"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    (stamp,) = re.findall(r"touch (\S+)", wanted("12"))
+    (tmp_path / stamp).parent.mkdir()
+    (tmp_path / stamp).touch()
+    assert "pip install" not in wanted("12")
+    assert "jax-cuda13-plugin" in wanted("13") and "venv --clear" in wanted("13")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 from brain_runs import ARCHITECTURE
 from scipy import ndimage
 
@@ -282,6 +283,14 @@ def test_files_of_a_folder_by_task(tmp_path):
         find_cases([tmp_path / "a.npy", tmp_path], task="segment")
     with pytest.raises(PredictionError, match="no such file"):
         find_cases([tmp_path / "absent.npy"], task="segment")
+
+
+def test_labels_are_found_whatever_the_case_of_their_endings(tmp_path):
+    for name in ("a b.v2", "a b.v2_label", "ü", "ü_Label"):
+        tifffile.imwrite(tmp_path / f"{name}.TIF", np.zeros((5, 6, 7), np.uint8), photometric="minisblack")
+    np.save(tmp_path / "a b.v2_label_old.npy", np.zeros((5, 6, 7)))
+    cases, _ = find_cases([tmp_path / "a b.v2.TIF", tmp_path / "ü.TIF"], task="segment")
+    assert [case.truth.name for case in cases] == ["a b.v2_label.TIF", "ü_Label.TIF"]
 
 
 def test_a_file_that_fails_is_named_and_the_others_are_predicted(runs, tmp_path):

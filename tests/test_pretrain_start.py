@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 
 import jax
@@ -239,3 +240,34 @@ def test_the_command_ends_with_one_line(store, tmp_path):
     )
     assert said.count("\n") == 1 and said.startswith("lsmfm: /does/not/exist: no run.json there"), said
     assert not (tmp_path / "run").exists()
+
+
+def test_no_run_begins_in_a_store_or_in_place_of_a_file(store, tmp_path):
+    (tmp_path / "notes.txt").write_text("")
+    for place, words in (
+        (store, r"a patch store, and a run would write"),
+        (tmp_path / "notes.txt", "a file, and a run"),
+    ):
+        before = sorted(store.iterdir())
+        told = finish(start("pretrain", "--config", "pretrain_unet:tiny", "--workdir", place), expect=2)
+        assert re.search(rf"lsmfm: {re.escape(str(place))}: {words}.*name another --workdir", told)
+        assert sorted(store.iterdir()) == before
+
+
+def test_a_store_without_counts_is_refused_by_the_scales_of_ratios(tmp_path):
+    folder = tmp_path / "patches"
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        folder.mkdir(exist_ok=True)
+        np.save(folder / f"scaled_patch_{number}_vol{number}_ch0.npy", rng.random((16, 16, 16)).astype(np.float32))
+    finish(start("data", "ingest", "--layout", "flat", "--root", folder, "--out", tmp_path / "store"))
+    changes = {"text.enabled": False, "data.scale": "local"}
+    with pytest.raises(
+        ConfigError, match=r"6 of 6 patches, such as .*scaled_patch_\d_vol\d_ch0\.npy .*data\.scale 'local'.*z_score"
+    ):
+        pretraining_setup(_config(tmp_path / "store", **changes), tmp_path / "run", print_line=lambda line: None)
+    pretraining_setup(
+        _config(tmp_path / "store", **changes | {"data.scale": "z_score"}),
+        tmp_path / "other",
+        print_line=lambda line: None,
+    )

@@ -8,12 +8,15 @@ import pytest
 
 from lsmfm_jax.scale import (
     OCTAVES,
+    RATIOS,
     SCALES,
     Scale,
     ScaleError,
     Survey,
+    check_seen,
     levels_of,
     measure,
+    naming,
     scale_of,
     survey_bytes,
     tissue_blocks,
@@ -243,3 +246,37 @@ def test_small_gaps_between_sides_are_no_border():
     assert tissue_blocks(logs).all()
     logs[4:] += 1.0
     assert tissue_blocks(logs).mean() == 0.5
+
+
+@pytest.mark.parametrize("name", RATIOS)
+def test_values_that_are_no_counts_are_refused_by_ratios(name):
+    """Scaled to [0, 1], or beginning at a negative offset, they would all be below one count, and look alike."""
+    counts = tissue(3, (20, 30, 40))
+    counts[5:9, 5:9, 5:9] = 4000
+    for volume in ((counts / 4095).astype(np.float32), (counts.astype(np.int32) - 32768).astype(np.int16)):
+        levels = measure(volume, Scale(name))
+        assert np.ptp(levels.apply(volume)) == 0  # that is why
+        with (
+            pytest.raises(ScaleError, match=rf"brain\.tif: its values from .* sees no difference.*{name}|{name}.*sees"),
+            naming("brain.tif"),
+        ):
+            check_seen(levels)
+    assert check_seen(measure(counts, Scale(name))).seen_frac == 1.0
+
+
+@pytest.mark.parametrize("name", RATIOS)
+def test_a_negative_offset_gives_signed_counts_the_values_of_unsigned_ones(name):
+    """Zero is a count like others there, and no padding."""
+    counts = tissue(4, (20, 30, 40))
+    counts[5:9, 5:9, 5:9] = 32768 + 7
+    signed = (counts.astype(np.int32) - 32768).astype(np.int16)
+    signed[0, 0, 0], counts[0, 0, 0] = 0, 32768
+    levels = check_seen(measure(signed, Scale(name, offset_counts=-32768.0)))
+    np.testing.assert_allclose(levels.apply(signed), measure(counts, Scale(name)).apply(counts), atol=1e-6)
+
+
+def test_dark_constant_and_padded_volumes_are_no_mistake():
+    padded = np.zeros((20, 20, 20), np.uint16)
+    padded[3:6, 3:6, 3:6] = 500
+    for volume in (padded, np.zeros((9, 9, 9), np.float32), np.full((9, 9, 9), 0.25, np.float32)):
+        check_seen(measure(volume, Scale("local")))

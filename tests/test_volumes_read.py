@@ -9,6 +9,7 @@ import pytest
 import tifffile
 from data_files import gzipped, noise, save_nifti, truncated
 
+from lsmfm_jax.volumes.open import open_volume
 from lsmfm_jax.volumes.read import VolumeError, read_single, read_volume, write_nifti
 
 OBLIQUE = np.array(
@@ -175,3 +176,28 @@ def _write_plane(path: pathlib.Path) -> pathlib.Path:
 def _save_wide(path: pathlib.Path) -> pathlib.Path:
     np.save(path, np.arange(64, dtype=np.int64).reshape(4, 4, 4) * 2**40)
     return path
+
+
+@pytest.mark.parametrize(
+    ("unit", "spacing", "per_unit", "expected", "told"),
+    [
+        ("cm", 0.0005, 10000.0, (5.0, 1.0, 1.0), "header (cm)"),
+        ("nm", 5000.0, 0.001, (5.0, 1.0, 1.0), "header (nm)"),
+        ("mm", 0.005, 1000.0, (5.0, 1.0, 1.0), "header (mm)"),
+        ("Micron", 5.0, 1.0, (5.0, 1.0, 1.0), "header (micron)"),
+        ("\\u00B5m", 5.0, 1.0, (5.0, 1.0, 1.0), "header (micron)"),
+        ("inch", 5.0 / 25400, 25400.0, (5.0, 1.0, 1.0), "header (inch)"),
+        ("mm", 5.0, 1.0, (5.0, 1.0, 1.0), "header (unverified: says mm, taken as micrometres)"),
+        ("pixel", 5.0, 1.0, None, "unknown"),  # nobody calibrated it
+        ("", 2.0, 72.0, None, "unknown"),  # what a printer has, in inches
+    ],
+)
+def test_units_as_imagej_writes_them(unit, spacing, per_unit, expected, told, tmp_path):
+    path = tmp_path / "a.tif"
+    metadata = {"spacing": spacing, "axes": "ZYX"} | ({"unit": unit} if unit else {})
+    volume = np.arange(120, dtype=np.uint16).reshape(4, 5, 6)
+    tifffile.imwrite(path, volume, imagej=True, metadata=metadata, resolution=(per_unit, per_unit))
+    for info in (read_single(path)[1], open_volume(path)):
+        size = info.voxel_size_um
+        assert size is None if expected is None else size == pytest.approx(expected, rel=1e-3)
+        assert info.voxel_size_source == told

@@ -1,6 +1,7 @@
 """What a user sees of errors: one line each; of other libraries' logs, what is not said in our own words."""
 
 import logging
+import sys
 import threading
 import traceback
 import warnings
@@ -52,6 +53,7 @@ def set_up_logging() -> None:
     for name in ("absl", "orbax", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     threading.excepthook = _failed_thread
+    sys.unraisablehook = _unless_told
     # A cache that cannot be written costs time at the next start, nothing else.
     warnings.filterwarnings("ignore", "Error (writing|reading) persistent compilation cache")
 
@@ -72,6 +74,16 @@ def _failed_thread(failure: threading.ExceptHookArgs) -> None:
     name = failure.thread.name if failure.thread else "unknown"
     line = explained(failure.exc_value) or _where(failure.exc_value)
     log.warning("in the background (thread %s): %s", name, line)
+
+
+def _unless_told(failure: "sys.UnraisableHookArgs") -> None:
+    """What nobody can catch gets its traceback.
+
+    Not so what the threads of a save that failed say afterwards, once for each tensor: `train.checkpoint` tells that in
+    a line.
+    """
+    if not (failure.exc_type is RuntimeError and str(failure.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(failure)
 
 
 def _where(error: BaseException) -> str:

@@ -5,6 +5,7 @@ import pathlib
 
 from lsmfm_jax.cli.arguments import from_zero, part, three
 from lsmfm_jax.errors import LsmfmError
+from lsmfm_jax.train.platform_flags import MODES
 
 
 class ArgumentsError(LsmfmError, ValueError):
@@ -44,6 +45,7 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
     predict.add_argument("--threshold", type=float, default=0.5, help="probability of foreground (default 0.5)")
     predict.add_argument("--label-dir", type=pathlib.Path, help="labels to judge by (default: those beside the files)")
     predict.add_argument("--batch", type=int, default=1, help="windows on the device at a time (default 1)")
+    predict.add_argument("--xla", choices=MODES, help="flags of the compiler (default: the run's train.xla)")
     predict.add_argument("--overwrite", action="store_true", help="replace results that are there")
     brain = predict.add_argument_group("one volume of any size, with --out RESULT.ome.zarr")
     brain.add_argument("--channel", type=from_zero, help="of the volume, or of each file, from 0")
@@ -142,6 +144,7 @@ def _predict(options: argparse.Namespace) -> int:
         window=options.window,
         flips=options.tta,
         uncertainty=options.uncertainty,
+        xla=options.xla,
         label_dir=options.label_dir,
         overwrite=options.overwrite,
         print_line=print_line,
@@ -199,12 +202,12 @@ def _predict_brain(options: argparse.Namespace) -> int:
     )
     volume = open_volume(options.inputs[0], channel=options.channel, level=options.level)
     print_line = start_devices()
-    predictor = load_predictor(options.checkpoint[0], window=options.window, flips=options.tta)
+    predictor = load_predictor(options.checkpoint[0], window=options.window, flips=options.tta, xla=options.xla)
     if options.dry_run:
         for line in plan_lines(predictor, plan_brain(predictor, volume, settings), volume, settings):
             print_line(line)
         return 0
-    tissue = None if options.mask is None else TissueMask(open_volume(options.mask), volume.shape)
+    tissue = None if options.mask is None else TissueMask(open_volume(options.mask, mask=True), volume.shape)
     predict_brain(
         predictor,
         volume,

@@ -42,9 +42,11 @@ def _train(options: argparse.Namespace) -> int:
 
     from lsmfm_jax.locks import locked
     from lsmfm_jax.train.compilation import start_devices
+    from lsmfm_jax.train.resume import check_place
     from lsmfm_jax.train.signals import REQUEUE_EXIT_CODE, stop_was_asked
 
     print_line = start_devices()
+    check_place(options.workdir)
     # Of several processes, the first one writes.
     alone = locked(options.workdir, use="training") if jax.process_index() == 0 else contextlib.nullcontext()
     with alone:

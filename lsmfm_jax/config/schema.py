@@ -31,7 +31,9 @@ _SCALE: Schema = {
     "background_sigma_um": Key(
         0.0, "the same in micrometres, where the voxel size is known; 0: in voxels", low=0.0, high=1e5
     ),
-    "camera_offset": Key(0.0, "counts that the camera records in the dark, for the ratios", low=0.0),
+    "camera_offset": Key(
+        0.0, "counts that the camera records in the dark, for the ratios; below 0 for signed files", low=-(2.0**31)
+    ),
 }
 
 _DATA: Schema = {

@@ -20,7 +20,8 @@ from lsmfm_jax.store.manifest import PatchRow
 from lsmfm_jax.store.reader import PatchStore
 from lsmfm_jax.volumes.names import NO_IMAGES, without_ending
 
-VALIDATION_FOLDERS = ("val", "validation")
+# Names of the folders of the two sides, in any case; patches of a folder of the third kind are on no side.
+TRAINING_FOLDERS, VALIDATION_FOLDERS, TEST_FOLDERS = ("train", "training"), ("val", "valid", "validation"), ("test",)
 
 
 class LabelledDataError(LsmfmError, ValueError):
@@ -101,7 +102,8 @@ def find_labelled(
     if not found:
         raise LabelledDataError(
             f"data.folder: no patches in {folder} or one below with one of {', '.join(SUFFIXES)}"
-            f"{f', of the {len(images)} there none fits data.prefix and data.channels' if images else ''}"
+            f"{f', of the {len(images)} there none fits data.prefix and data.channels' if images else ''}; "
+            f"{'change those' if images else 'put labelled patches there, or remove the folder or name another'}"
         )
     lacking = [file.name for file in found if needs and needs not in file.companions]
     if lacking:
@@ -110,6 +112,30 @@ def find_labelled(
             f"add <name>{needs}.nii.gz, or move the patches away"
         )
     return found
+
+
+def side_folders(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path | None] | None:
+    """The folders of the training and of the validation patches in a folder; None where it has no sides.
+
+    Raises:
+        LabelledDataError: two folders of one side, or one of validation or test patches without one to train on, which
+            would all be taken for training patches.
+    """
+    inside = [path for path in sorted(folder.glob("*")) if path.is_dir()]
+    kinds = (TRAINING_FOLDERS, VALIDATION_FOLDERS, TEST_FOLDERS)
+    found = [[path for path in inside if path.name.lower() in names] for names in kinds]
+    twice = next((paths for paths in found[:2] if len(paths) > 1), None)
+    if twice:
+        raise LabelledDataError(f"data.folder: {twice[0]} and {twice[1]} are folders of one side; keep one of them")
+    training, validation, test = found
+    if training:
+        return training[0], validation[0] if validation else None
+    if validation or test:
+        raise LabelledDataError(
+            f"data.folder: {(validation or test)[0]} is there without a folder {folder / TRAINING_FOLDERS[0]}, and its "
+            f"patches would be trained on; put the training patches into {TRAINING_FOLDERS[0]}/, or name another folder"
+        )
+    return None
 
 
 def with_classes(

@@ -15,7 +15,7 @@ from lsmfm_jax.data.label_checks import check_labels, check_share
 from lsmfm_jax.data.label_grid import on_grid_of
 from lsmfm_jax.data.labelled import LabelledDataError, LabelledFile
 from lsmfm_jax.data.labels import IGNORED, LabelValues, target_of
-from lsmfm_jax.scale import Scale, measure
+from lsmfm_jax.scale import Scale, check_seen, measure, naming
 from lsmfm_jax.volumes.read import read_single
 
 
@@ -82,7 +82,7 @@ def read_segmentation(file: LabelledFile, *, scale: Scale, values: LabelValues |
         VolumeError: a file cannot be read as one 3D volume.
     """
     image, image_info = read_single(file.path)
-    labels, label_info = read_single(file.companions["_label"], allow_constant=True)
+    labels, label_info = read_single(file.companions["_label"], mask=True)
     labels = on_grid_of(labels, label_info, like=image_info, like_shape=image.shape)
     _same_shape(file, image, labels, "_label")
     values, source = values or LabelValues(), str(file.companions["_label"])
@@ -176,7 +176,8 @@ def _patch(
     scale: Scale,
     voxel_size_um: tuple[float, float, float] | None,
 ) -> LabelledPatch:
-    levels = measure(image, scale, voxel_size_um)
+    with naming(file.path):
+        levels = check_seen(measure(image, scale, voxel_size_um))
     if scale.name in ("percentile", "z_score"):
         # Two numbers say it all: the device scales, and crops travel in the type they came in.
         shown, low, high = image, levels.low, levels.high

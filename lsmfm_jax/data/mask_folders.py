@@ -130,8 +130,8 @@ def read_pair(pair: MaskPair) -> tuple[Volume, Volume]:
         LabelGridError: if they do not lie on one grid, by their affines.
         VolumeError: if a file cannot be read as one volume.
     """
-    prediction, info = read_single(pair.prediction, allow_constant=True)
-    truth, truth_info = read_single(pair.label, allow_constant=True)
+    prediction, info = read_single(pair.prediction, mask=True)
+    truth, truth_info = read_single(pair.label, mask=True)
     prediction = on_grid_of(prediction, info, like=truth_info, like_shape=truth.shape)
     if prediction.shape != truth.shape:
         raise MaskFolderError(
@@ -147,7 +147,7 @@ def read_mask(path: pathlib.Path) -> Volume:
     Raises:
         VolumeError: if it cannot be read as one volume.
     """
-    return read_single(path, allow_constant=True)[0]
+    return read_single(path, mask=True)[0]
 
 
 def kind_of(paths: Sequence[pathlib.Path], wanted: str, *, ignore: Sequence[int] = ()) -> str:

@@ -182,8 +182,8 @@ def _refuse_repeated_pixels(rows: Sequence[PatchRow], *, by_file: bool) -> None:
         # Within one group they always land on one side.
         if _group(first, by_file=by_file) != _group(row, by_file=by_file):
             raise SplitError(
-                f"patches {first.id!r} and {row.id!r} have the same pixels: one data set is in two stores; "
-                "name it once."
+                f"patches {first.id!r} and {row.id!r} have the same pixels: one file is there twice, or one data set "
+                "in two stores; keep one of them."
             )
 
 

@@ -79,12 +79,12 @@ def open_pair(prediction: str, label: str, settings: Settings, values: LabelValu
     record = read_record(pathlib.Path(prediction)) if has_record(pathlib.Path(prediction)) else None
     inside = None if record is None else record.source["box"]
     path, kind = (prediction, settings.kind) if record is None else _image_of(prediction, settings.kind)
-    predicted = None if _is_table(path) else open_volume(path)
-    true = None if _is_table(label) else open_volume(label)
+    predicted = None if _is_table(path) else open_volume(path, mask=True)
+    true = None if _is_table(label) else open_volume(label, mask=True)
     if record is not None and true is not None and list(true.shape) == record.settings["input_shape"]:
         # A prediction of a box is judged by that box of the truth.
         z, y, x = (slice(start, stop) for start, stop in inside)
-        true = open_volume(label, box=(z, y, x))
+        true = open_volume(label, box=(z, y, x), mask=True)
     volumes = [volume for volume in (predicted, true) if volume is not None]
     if not volumes:
         raise MaskFolderError(f"{prediction} and {label} are both tables: put each into a folder, and name the folders")

@@ -51,7 +51,7 @@ def _masks_of(file: LabelledFile, image: np.ndarray, info: VolumeInfo, tool: Too
     """The label of a patch as a tool learns from it, on the grid of the image."""
     if "_label" not in file.companions:
         raise CommandFailed(f"{file.path}: no label beside it, and the tool is trained on labels")
-    label, of_label = read_single(file.companions["_label"], allow_constant=True)
+    label, of_label = read_single(file.companions["_label"], mask=True)
     return as_masks(on_grid_of(label, of_label, like=info, like_shape=image.shape), tool.masks)
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from lsmfm_jax.data.labelled import side_folders
 from lsmfm_jax.data.labelled_batches import LabelledSource, Size
 from lsmfm_jax.data.labelled_patches import LabelledPatch
 from lsmfm_jax.data.patches import fit
@@ -86,7 +87,7 @@ def make_plan(
 
 def _sides_are_drawn(config: ConfigDict) -> bool:
     """Whether neither names nor a folder `train/` say which patches train."""
-    return not config.data.train_names and not (pathlib.Path(config.data.folder) / "train").is_dir()
+    return not config.data.train_names and side_folders(pathlib.Path(config.data.folder)) is None
 
 
 def _training_patches(config: ConfigDict, train: Sequence[LabelledPatch], validation: Sequence[LabelledPatch]) -> int:

@@ -200,8 +200,9 @@ def _described(
         "input_level": volume.level,
         "input_origin": list(volume.origin),
         "input_content": sample_checksum(volume),
-        # None and not all of it, as results are that were made before there was this key.
+        # None, as in results that were made before there were these keys.
         "box": None if settings.box is None else box_text(settings.inside(volume.shape)),
+        "xla": None if predictor.xla == "default" else predictor.xla,
     }
 
 

@@ -19,14 +19,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from lsmfm_jax.baselines import best_threshold
 from lsmfm_jax.data.labels import IGNORED, LabelValues, label_values
 from lsmfm_jax.files import refuse_foreign, replacing_folder
-from lsmfm_jax.predict.cut_off import blended_logits, dice
+from lsmfm_jax.predict.cut_off import blended_logits, fitted_cut
 from lsmfm_jax.predict.inputs import Case, PredictionError, find_cases
 from lsmfm_jax.predict.network import Predictor, load_predictor
 from lsmfm_jax.predict.truth import mask_like
-from lsmfm_jax.scale import Scale
+from lsmfm_jax.scale import Scale, naming
 from lsmfm_jax.train.weights import read_weights, write_weights
 from lsmfm_jax.volumes.read import read_single
 
@@ -113,7 +112,8 @@ def _scales(predictor: Predictor, cases: Sequence[Case]) -> list[Scale]:
     levels = []
     for case in cases:
         image, info = read_single(case.path, allow_constant=True)
-        levels.append(measuring.levels(image, info.voxel_size_um).level)
+        with naming(case.path):
+            levels.append(measuring.levels(image, info.voxel_size_um).level)
     return [own, dataclasses.replace(own, fixed_level=float(np.median(levels)))]
 
 
@@ -130,8 +130,7 @@ def _fitted(predictor: Predictor, scale: Scale, cases: Sequence[Case], values: L
         raise PredictionError(
             f"the labels of {names} are empty: there is no foreground to calibrate on. Annotate a patch that has some"
         )
-    cut, after = best_threshold(logits, truths)
-    before = float(np.mean([dice(one > 0, truth) for one, truth in zip(logits, truths, strict=True)]))
+    cut, before, after = fitted_cut(logits, truths)
     return _Choice(scale, cut, after, before)
 
 
@@ -147,6 +146,7 @@ def logits_and_truth(
     truth = mask_like(case, image, info, values)
     if truth is None:
         raise PredictionError(f"{case.path}: no label beside it; add {case.name}_label.nii.gz, or give --label-dir")
-    scaled = predictor.prepared(image, predictor.levels(image, info.voxel_size_um))
+    with naming(case.path):
+        scaled = predictor.prepared(image, predictor.levels(image, info.voxel_size_um))
     counted = truth != IGNORED
     return blended_logits(predictor, scaled)[counted][None, None], (truth == 1)[counted][None, None]

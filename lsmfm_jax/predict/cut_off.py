@@ -6,10 +6,11 @@ threshold or a regression of voxels beside it has anyway.
 """
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from lsmfm_jax.baselines import best_threshold
 from lsmfm_jax.data.labels import IGNORED
@@ -59,8 +60,7 @@ def fit_cut_off(run: pathlib.Path, *, print_line: PrintLine = print) -> dict[str
         levels = predictor.levels(patch.counts, patch.voxel_size_um)
         logits.append(blended_logits(predictor, predictor.prepared(patch.counts, levels))[counted][None, None])
         truths.append((patch.target == 1)[counted][None, None])
-    cut, after = best_threshold(logits, truths)
-    before = float(np.mean([dice(one > 0, truth) for one, truth in zip(logits, truths, strict=True)]))
+    cut, before, after = fitted_cut(logits, truths)
     found = {"logit": cut, "dice_before": before, "dice_after": after}
     replace_json(run / "run.json", {**weights.record, "network_cut_off": found})
     seal_records(run)
@@ -76,6 +76,19 @@ def blended_logits(predictor: Predictor, scaled: Float[np.ndarray, "z y x"]) -> 
     probability = blend_windows(predictor.apply, scaled, window=predictor.window, overlap_frac=0.25, batch_size=1)
     probability = probability.clip(CERTAIN, 1 - CERTAIN)
     return np.log(probability / (1 - probability))
+
+
+def fitted_cut(
+    logits: Sequence[Float[np.ndarray, "_ _ _"]], truths: Sequence[Bool[np.ndarray, "_ _ _"]]
+) -> tuple[float, float, float]:
+    """Where to cut the logits of patches, and their mean Dice cut at 0 and there.
+
+    The cuts that are tried are quantiles, a few per cent of a sparse structure apart: where none of them is better than
+    0, that stays.
+    """
+    cut, after = best_threshold(logits, truths)
+    before = float(np.mean([dice(one > 0, truth) for one, truth in zip(logits, truths, strict=True)]))
+    return (cut, before, after) if after > before else (0.0, before, before)
 
 
 def dice(mask: np.ndarray, truth: np.ndarray) -> float:

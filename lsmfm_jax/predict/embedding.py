@@ -21,7 +21,7 @@ from lsmfm_jax.predict.inputs import PredictionError
 from lsmfm_jax.predict.network import recorded_window
 from lsmfm_jax.predict.windows import Size, average_windows
 from lsmfm_jax.resample import resize_trilinear
-from lsmfm_jax.scale import Scale, measure, scale_of
+from lsmfm_jax.scale import Scale, check_seen, measure, naming, scale_of
 from lsmfm_jax.tasks.finetune_tasks import FINETUNING
 from lsmfm_jax.tasks.finetuning import Network, backbone_of, pooled_features
 from lsmfm_jax.tasks.pretrain import pretraining_task
@@ -56,17 +56,27 @@ class ImageEncoder:
         return dataclasses.replace(self, trees=({name: params[name] for name in self.trees[0]}, batch_stats))
 
     def embed(
-        self, volume: Num[np.ndarray, "z y x"], voxel_size_um: Sequence[float] | None = None
+        self,
+        volume: Num[np.ndarray, "z y x"],
+        voxel_size_um: Sequence[float] | None = None,
+        *,
+        source: object = "the array",
     ) -> Float[np.ndarray, " d"]:
         """The vector of a volume, float32: the mean over its windows, of length 1 again where those are.
 
         Args:
             volume: raw counts.
             voxel_size_um: ZYX, None where it is unknown.
+            source: where the volume is from, for the message.
+
+        Raises:
+            ScaleError: the run's scale sees nothing in it.
         """
+        with naming(source):
+            levels = check_seen(measure(volume, self.scale, voxel_size_um))
         vector = average_windows(
             lambda windows: self.apply(*self.trees, windows),
-            measure(volume, self.scale, voxel_size_um).apply(volume, clip=self.clips),
+            levels.apply(volume, clip=self.clips),
             window=self.window,
             overlap_frac=0.25,
             batch_size=1,

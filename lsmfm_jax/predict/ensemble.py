@@ -53,6 +53,7 @@ def load_ensemble(
     window: Size | None = None,
     flips: bool = False,
     uncertainty: bool = False,
+    xla: str | None = None,
 ) -> Predictor | Ensemble:
     """Reads one finetuned run, or several that predict together.
 
@@ -61,6 +62,7 @@ def load_ensemble(
         window: ZYX voxels; None: each run has the patch size that it was trained on.
         flips: average over the eight flips of each window; several runs each do.
         uncertainty: of a single run with `flips`, take the flips for members, which gives an uncertainty.
+        xla: flags of the compiler, a mode of `train.xla`; None: that of each run.
 
     Returns:
         The predictor of a single run, exactly as `load_predictor`, or else an ensemble.
@@ -70,7 +72,7 @@ def load_ensemble(
         CheckpointError: there is no run, or it is damaged.
     """
     weights = [read_weights(checkpoint) for checkpoint in checkpoints]
-    return ensemble_of(weights, checkpoints, window=window, flips=flips, uncertainty=uncertainty)
+    return ensemble_of(weights, checkpoints, window=window, flips=flips, uncertainty=uncertainty, xla=xla)
 
 
 def ensemble_of(
@@ -80,6 +82,7 @@ def ensemble_of(
     window: Size | None = None,
     flips: bool = False,
     uncertainty: bool = False,
+    xla: str | None = None,
 ) -> Predictor | Ensemble:
     """As `load_ensemble`, of weights that were read from `checkpoints` before."""
     check_members(weights, checkpoints)
@@ -93,7 +96,7 @@ def ensemble_of(
             )
     apart = uncertainty and len(weights) == 1
     members = [
-        predictor_of(one, checkpoint, window=window, flips=flips and not apart)
+        predictor_of(one, checkpoint, window=window, flips=flips and not apart, xla=xla)
         for one, checkpoint in zip(weights, checkpoints, strict=True)
     ]
     if apart:

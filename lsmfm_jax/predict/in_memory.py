@@ -1,6 +1,7 @@
 """What a run makes of one volume in memory: the part of prediction that files and the Python API share."""
 
 import dataclasses
+import numbers
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,8 +40,10 @@ class Settings:
             ("--threshold", self.threshold, 0.0, 1.0),
             ("--batch", self.batch_size, 1, 4096),
         ):
-            if not low <= value <= high:
-                raise PredictionError(f"{name} {value}: between {low} and {high} is needed")
+            kind = numbers.Integral if name == "--batch" else numbers.Real
+            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+                whole = "a whole number " if kind is numbers.Integral else ""
+                raise PredictionError(f"{name} {value}: {whole}between {low} and {high} is needed")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Num
 from lsmfm_jax.errors import InputError
 from lsmfm_jax.metrics.image import scores_inside
 from lsmfm_jax.predict.in_memory import Settings
-from lsmfm_jax.predict.inputs import Case, PredictionError
+from lsmfm_jax.predict.inputs import Case, PredictionError, file_beside
 from lsmfm_jax.predict.network import Predictor
 from lsmfm_jax.predict.part import in_counts
 from lsmfm_jax.predict.pictures import draw_inpainting
@@ -19,7 +19,6 @@ from lsmfm_jax.predict.truth import truth_like
 from lsmfm_jax.predict.windows import blend_windows
 from lsmfm_jax.resample import fill_smoothly
 from lsmfm_jax.scale import Levels
-from lsmfm_jax.store.layouts import SUFFIXES
 from lsmfm_jax.volumes.read import VolumeInfo, read_single, write_nifti
 
 MASK = "_mask"
@@ -105,13 +104,13 @@ def write_inpainted(predictor: Predictor, case: Case, out: pathlib.Path, setting
 
 def _hidden_of(case: Case, image: np.ndarray, info: VolumeInfo) -> Bool[np.ndarray, "z y x"]:
     """The voxels that the mask beside an image marks."""
-    beside = [case.path.parent / f"{case.name}{MASK}{suffix}" for suffix in SUFFIXES]
-    path = next((one for one in beside if one.is_file()), None)
+    path = file_beside(case.path.parent, case.name, MASK)
     if path is None:
         raise PredictionError(
-            f"{case.path}: no mask beside it; add {beside[0].name}, not 0 in the voxels to restore and 0 in all others"
+            f"{case.path}: no mask beside it; add {case.name}{MASK}.nii.gz, not 0 in the voxels to restore "
+            "and 0 in all others"
         )
-    hidden = truth_like(case._replace(truth=path), image, info) != 0
+    hidden = truth_like(case._replace(truth=path), image, info, mask=True) != 0
     if hidden.all() or not hidden.any():
         what = "every voxel is 0, so nothing is" if not hidden.any() else "no voxel is 0, so everything is"
         raise PredictionError(f"{path}: {what} to be restored; mark the voxels to restore, and leave the others at 0")

@@ -75,6 +75,20 @@ def find_cases(
     return list(cases.values()), left_out
 
 
+def file_beside(folder: pathlib.Path, name: str, ending: str) -> pathlib.Path | None:
+    """Give the volume `<name><ending>` of a folder, in any format and whatever the case of its endings, or None."""
+    exact = [folder / f"{name}{ending}{suffix}" for suffix in SUFFIXES]
+    found = next((path for path in exact if path.is_file()), None)
+    if found is not None:
+        return found
+    for path in sorted(folder.iterdir()):
+        own = stem(path)
+        fits = own != path.name and own.startswith(name) and own[len(name) :].lower() == ending.lower()
+        if fits and path.is_file():
+            return path
+    return None
+
+
 def _images_in(folder: pathlib.Path, task: FinetuneTask) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     files = sorted(p for p in folder.iterdir() if p.name.lower().endswith(SUFFIXES) and p.name[0] != ".")
     names = {stem(path) for path in files}
@@ -122,5 +136,4 @@ def _truth(
     wanted = f"{name}{task.truth_ending}"
     if stem(path) == wanted:
         return None
-    candidates = [path.parent / f"{wanted}{suffix}" for suffix in SUFFIXES]
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
+    return file_beside(path.parent, name, task.truth_ending)

@@ -1,8 +1,10 @@
 """The network of a finetuned run, and the scale on which it sees raw intensities."""
 
 import dataclasses
+import functools
+import numbers
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -13,10 +15,12 @@ from lsmfm_jax.models import BACKBONES
 from lsmfm_jax.predict.inputs import PredictionError
 from lsmfm_jax.predict.statistics import Box, Readable, VolumeStatistics, measure
 from lsmfm_jax.predict.windows import Size, WindowFunction, flip_averaged
-from lsmfm_jax.scale import Levels, Scale, scale_of
+from lsmfm_jax.scale import Levels, Scale, check_seen, naming, scale_of
 from lsmfm_jax.scale import measure as measure_levels
 from lsmfm_jax.tasks.finetune_tasks import FINETUNING
+from lsmfm_jax.train.compilation import compiler_options
 from lsmfm_jax.train.fingerprints import combined_fingerprint
+from lsmfm_jax.train.sharding import make_mesh
 from lsmfm_jax.train.weights import Weights, read_weights
 
 
@@ -34,6 +38,7 @@ class Predictor:
             (B, Z, Y, X) sharpened volumes on the prepared scale.
         fingerprint: of the weights.
         temporary_bytes: of a batch size, what the network needs besides weights, input and output; 0: unknown.
+        xla: which flags of the compiler it has, a mode of `train.xla`.
     """
 
     task: str
@@ -44,10 +49,19 @@ class Predictor:
     apply: WindowFunction
     fingerprint: str = ""
     temporary_bytes: Callable[[int], int] = lambda batch_size: 0
+    xla: str = "default"
 
     def measure(self, volume: Readable, *, progress: Callable[[int], None] = lambda voxels: None) -> VolumeStatistics:
-        """What scaling needs to know of a whole volume."""
-        return measure(volume, self.scale, progress=progress)
+        """What scaling needs to know of a whole volume.
+
+        Raises:
+            ScaleError: the run's scale sees nothing in it.
+            PredictionError: values that are not finite or need more than 32 bits.
+        """
+        statistics = measure(volume, self.scale, progress=progress)
+        with naming(getattr(volume, "path", "the volume")):
+            check_seen(statistics.levels)
+        return statistics
 
     def prepare(self, tile: np.ndarray, box: Box, levels: Levels) -> Float[np.ndarray, "z y x"]:
         """What the network sees of raw voxels: the one place where prediction scales intensities.
@@ -61,31 +75,44 @@ class Predictor:
         return levels.apply(tile, [one.start for one in box], clip=FINETUNING[self.task].clips)
 
     def levels(self, volume: Num[np.ndarray, "z y x"], voxel_size_um: Sequence[float] | None = None) -> Levels:
-        """What a volume in memory measures."""
-        return measure_levels(volume, self.scale, voxel_size_um)
+        """What a volume in memory measures.
+
+        Raises:
+            ScaleError: the run's scale sees nothing in it.
+        """
+        return check_seen(measure_levels(volume, self.scale, voxel_size_um))
 
     def prepared(self, volume: Num[np.ndarray, "z y x"], levels: Levels) -> Float[np.ndarray, "z y x"]:
         """What the network sees of a volume in memory."""
         return self.prepare(volume, tuple(slice(0, size) for size in volume.shape), levels)
 
 
-def load_predictor(checkpoint: pathlib.Path, *, window: Size | None = None, flips: bool = False) -> Predictor:
+def load_predictor(
+    checkpoint: pathlib.Path, *, window: Size | None = None, flips: bool = False, xla: str | None = None
+) -> Predictor:
     """Reads a finetuned run.
 
     Args:
         checkpoint: its folder.
         window: ZYX voxels; None: the patch size that it was trained on.
         flips: average over the eight flips of each window.
+        xla: flags of the compiler, a mode of `train.xla`; None: that of the run.
 
     Raises:
         PredictionError: the run is of a task without predictions, or the window does not fit the network.
         CheckpointError: there is no run, or it is damaged.
+        InputError: the mode is unknown, or needs something that is set otherwise.
     """
-    return predictor_of(read_weights(checkpoint), checkpoint, window=window, flips=flips)
+    return predictor_of(read_weights(checkpoint), checkpoint, window=window, flips=flips, xla=xla)
 
 
 def predictor_of(
-    weights: Weights, checkpoint: pathlib.Path, *, window: Size | None = None, flips: bool = False
+    weights: Weights,
+    checkpoint: pathlib.Path,
+    *,
+    window: Size | None = None,
+    flips: bool = False,
+    xla: str | None = None,
 ) -> Predictor:
     """As `load_predictor`, of weights that were read from `checkpoint` before."""
     task = weights.record.get("task")
@@ -95,9 +122,10 @@ def predictor_of(
             f"init_from={str(checkpoint)!r}) and name that run; predictions come from {', '.join(FINETUNING)}"
         )
     recorded = recorded_window(weights, checkpoint)
-    window = tuple(window or recorded)
-    _check_window(window, weights.architecture)
-    apply, temporary_bytes = _compiled(weights, window=window, flips=flips)
+    window = _checked_window(recorded if window is None else window, weights.architecture)
+    # Runs from before there were modes, and converted weights, have none.
+    mode = xla or weights.record.get("xla", {}).get("mode", "default")
+    apply, temporary_bytes = _compiled(weights, window=window, flips=flips, xla=mode)
     return Predictor(
         task=task,
         record=weights.record,
@@ -107,6 +135,7 @@ def predictor_of(
         apply=apply,
         fingerprint=combined_fingerprint({"params": weights.params, "batch_stats": weights.batch_stats}),
         temporary_bytes=temporary_bytes,
+        xla=mode,
     )
 
 
@@ -123,11 +152,13 @@ def recorded_window(weights: Weights, checkpoint: pathlib.Path) -> Size:
     return z, y, x
 
 
-def _compiled(weights: Weights, *, window: Size, flips: bool) -> tuple[WindowFunction, Callable[[int], int]]:
+def _compiled(weights: Weights, *, window: Size, flips: bool, xla: str) -> tuple[WindowFunction, Callable[[int], int]]:
     """The network as a function of prepared windows, and the memory that a batch of them needs meanwhile."""
     network = FINETUNING[weights.record["task"]].network(weights.record)
+    # By default what XLA does by itself: what helps a training step on a CPU was not measured for predictions.
+    options = None if xla == "default" else compiler_options(make_mesh(devices=jax.local_devices()[:1]), xla)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=options)
     def run(params: Any, batch_stats: Any, windows: Array) -> Array:
         def one(x: Array) -> Array:
             return network(params, batch_stats, x)
@@ -145,10 +176,15 @@ def _compiled(weights: Weights, *, window: Size, flips: bool) -> tuple[WindowFun
     return (lambda windows: run(*on_device, windows)), temporary_bytes
 
 
-def _check_window(window: tuple[int, ...], architecture: dict[str, Any]) -> None:
+def _checked_window(window: Any, architecture: dict[str, Any]) -> Size:
     factor, _ = BACKBONES[architecture["name"]].divisor(architecture)
-    if len(window) != 3 or any(side < factor or side % factor for side in window):
+    sides = tuple(window) if isinstance(window, Iterable) and not isinstance(window, str) else (window,)
+    whole = [isinstance(side, numbers.Integral) and not isinstance(side, bool) for side in sides]
+    if len(sides) != 3 or not all(whole) or any(side < factor or side % factor for side in sides):
+        near = [max(1, round(side / factor)) * factor if isinstance(side, numbers.Real) else factor for side in sides]
         raise PredictionError(
-            f"--window {','.join(map(str, window))}: the {architecture['name']} of this run takes three multiples of "
-            f"{factor}, such as {','.join(str(max(1, round(side / factor)) * factor) for side in window)}"
+            f"--window {','.join(map(str, sides))}: the {architecture['name']} of this run takes three multiples of "
+            f"{factor}, such as {','.join(map(str, (near * 3)[:3]))}"
         )
+    z, y, x = (int(side) for side in sides)
+    return z, y, x

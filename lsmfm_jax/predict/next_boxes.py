@@ -18,6 +18,7 @@ from lsmfm_jax.predict.next_boxes_picture import draw_boxes
 from lsmfm_jax.predict.proposal import Proposal
 from lsmfm_jax.predict.table import Row, write_table
 from lsmfm_jax.predict.uncertainty import binary_entropy
+from lsmfm_jax.scale import naming
 from lsmfm_jax.train.weights import read_weights
 from lsmfm_jax.volumes.names import describe_volumes, volume_of
 from lsmfm_jax.volumes.read import VolumeInfo, read_single, write_nifti
@@ -172,7 +173,8 @@ def _proposals(
             f"{case.path}: its {_text(image.shape)} voxels (ZYX) are fewer than a box of {_text(size)} takes; name a "
             "smaller --size, or leave the image out"
         )
-    found = segment(predictor, image, info.voxel_size_um, settings)
+    with naming(case.path):
+        found = segment(predictor, image, info.voxel_size_um, settings)
     uncertainty = binary_entropy(found.probability) if found.uncertainty is None else found.uncertainty
     proposals = []
     for corner, mean in best_boxes(uncertainty, image, size=size, count=count):

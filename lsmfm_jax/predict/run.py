@@ -19,6 +19,7 @@ from lsmfm_jax.predict.pictures import draw_classification, draw_deblurring, dra
 from lsmfm_jax.predict.table import CONFUSION, SUMMARY, TABLE, Row, cell, summarise, volume_facts, write_table
 from lsmfm_jax.predict.truth import class_of, mask_like, truth_like
 from lsmfm_jax.predict.windows import Size
+from lsmfm_jax.scale import ScaleError, naming
 from lsmfm_jax.volumes.read import VolumeError, read_single, write_nifti
 from lsmfm_jax.volumes.voxel_sizes import other_size
 
@@ -35,6 +36,7 @@ def predict(
     window: Size | None = None,
     flips: bool = False,
     uncertainty: bool = False,
+    xla: str | None = None,
     label_dir: pathlib.Path | None = None,
     overwrite: bool = False,
     print_line: Callable[[str], None] = print,
@@ -53,6 +55,7 @@ def predict(
         window: ZYX voxels; None: the patch size of the run.
         flips: average over the eight flips.
         uncertainty: of a single run with `flips`, write how much the flips disagree.
+        xla: flags of the compiler, a mode of `train.xla`; None: that of the run.
         label_dir: where labels are that do not lie beside their image.
         overwrite: replace results that are there.
         print_line: prints a line.
@@ -67,15 +70,17 @@ def predict(
     """
     settings = settings or Settings()
     checkpoints = [checkpoint] if isinstance(checkpoint, pathlib.Path) else list(checkpoint)
-    predictor = load_ensemble(checkpoints, window=window, flips=flips, uncertainty=uncertainty)
+    predictor = load_ensemble(checkpoints, window=window, flips=flips, uncertainty=uncertainty, xla=xla)
     task = predictor.task
     if task not in WRITERS:
         raise PredictionError(f"{checkpoints[0]}: task {task!r} writes no files; those of {', '.join(WRITERS)} do")
     writer = WRITERS[task]
     other_sizes = _OtherSizes(predictor, print_line)
+    modes = list(dict.fromkeys(one.xla for one in members_of(predictor)))
+    compiled: Row = {} if modes == ["default"] else {"xla": ", ".join(modes)}
 
     def write(case: Case) -> Row:
-        row = writer.write(predictor, case, out, settings)
+        row = compiled | writer.write(predictor, case, out, settings)
         other_sizes.look(case, row)
         return row
 
@@ -128,9 +133,10 @@ def write_cases(
     for case in cases:
         row: Row = {"file": str(case.path), "task": task}
         try:
-            row |= write(case)
+            with naming(case.path):
+                row |= write(case)
             print_line(_summary(case, row))
-        except (VolumeError, PredictionError) as error:
+        except (VolumeError, PredictionError, ScaleError) as error:
             row["error"] = str(error)
             failures.append(str(error))
         rows.append(row)

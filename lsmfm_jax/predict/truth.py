@@ -13,15 +13,15 @@ from lsmfm_jax.store.captions import normalise_key
 from lsmfm_jax.volumes.read import VolumeInfo, read_single
 
 
-def truth_like(case: Case, image: np.ndarray, info: VolumeInfo) -> np.ndarray | None:
-    """The truth of a case, if it has one.
+def truth_like(case: Case, image: np.ndarray, info: VolumeInfo, *, mask: bool = False) -> np.ndarray | None:
+    """The truth of a case, if it has one: a volume, or a `mask`.
 
     Raises:
         PredictionError: its shape is not that of the image, or by their affines it does not lie on it.
     """
     if case.truth is None:
         return None
-    truth, truth_info = read_single(case.truth, allow_constant=True)
+    truth, truth_info = read_single(case.truth, allow_constant=True, mask=mask)
     try:
         truth = on_grid_of(truth, truth_info, like=info, like_shape=image.shape)
     except LabelGridError as error:
@@ -39,7 +39,7 @@ def mask_like(case: Case, image: np.ndarray, info: VolumeInfo, values: LabelValu
     Raises:
         PredictionError: its shape is not that of the image, or a label value has no meaning.
     """
-    labels = truth_like(case, image, info)
+    labels = truth_like(case, image, info, mask=True)
     if labels is None:
         return None
     try:

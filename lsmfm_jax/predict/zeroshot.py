@@ -212,7 +212,7 @@ def _vectors(
     for file in files:
         image, voxel_size_um = read_image(file)
         for mine, (encoder, _) in zip(images, networks, strict=True):
-            mine.append(encoder.embed(image, voxel_size_um))
+            mine.append(encoder.embed(image, voxel_size_um, source=file.path))
     return [Vectors(np.stack(mine), text.embed(texts)) for mine, (_, text) in zip(images, networks, strict=True)]
 
 

@@ -162,7 +162,7 @@ def case_script(case: Case, *, threshold: float) -> bytes:
     bits = np.zeros(image.shape, np.uint8)
     for number, method in enumerate(case.methods):
         path = sample.masks[method]
-        mask, mask_info = read_single(path, allow_constant=True)
+        mask, mask_info = read_single(path, mask=True)
         mask = on_grid_of(mask, mask_info, like=info, like_shape=image.shape)
         if mask.shape != image.shape:
             raise RankingError(

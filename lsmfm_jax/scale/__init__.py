@@ -23,11 +23,14 @@ volume is: beyond 7 * 10^9 voxels (for a sigma of 12) blocks are larger, and the
 from lsmfm_jax.scale.levels import (
     DEVIATIONS,
     OCTAVES,
+    RATIOS,
     SCALES,
     Levels,
     Scale,
     ScaleError,
+    check_seen,
     levels_of,
+    naming,
     scale_of,
 )
 from lsmfm_jax.scale.survey import Survey, measure, survey_bytes, tissue_blocks
@@ -35,13 +38,16 @@ from lsmfm_jax.scale.survey import Survey, measure, survey_bytes, tissue_blocks
 __all__ = [
     "DEVIATIONS",
     "OCTAVES",
+    "RATIOS",
     "SCALES",
     "Levels",
     "Scale",
     "ScaleError",
     "Survey",
+    "check_seen",
     "levels_of",
     "measure",
+    "naming",
     "scale_of",
     "survey_bytes",
     "tissue_blocks",

@@ -1,9 +1,10 @@
 """The scales themselves: what one volume measured, and a tile of it scaled by that."""
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,15 @@ from jaxtyping import Float, Num
 from lsmfm_jax.errors import LsmfmError
 
 SCALES = ("percentile", "log_ratio", "local", "z_score")
+# Those that take the logarithm of counts.
+RATIOS = ("log_ratio", "local")
 # What becomes 0 and 1: octaves above the background, and standard deviations.
 OCTAVES = (-1.0, 4.0)
 DEVIATIONS = (-3.0, 12.0)
 # What the background becomes.
 BACKGROUND = -OCTAVES[0] / (OCTAVES[1] - OCTAVES[0])
+# Of a volume that a scale of ratios can be used for, at least this share of the voxels is above one count.
+LEAST_SEEN = 1e-3
 # Tiles are scaled so many voxels at a time, which stay in the processor's cache from one operation to the next.
 _VOXELS_AT_A_TIME = 2**17
 
@@ -94,6 +99,9 @@ class Levels:
         background: log2 of the counts around the middle of each block, for `local` where it is measured; else None.
         block: voxels of a block along Z, Y, X.
         tissue_frac: share of the volume that is tissue.
+        seen_frac: of the voxels that are not 0, the share that is more than a count above the camera's offset; the
+            scales of ratios show all others alike. 1 for the other scales.
+        counts_range: the least and the largest value of the volume, where the scale is of ratios.
     """
 
     scale: Scale
@@ -103,6 +111,8 @@ class Levels:
     background: Map | None = None
     block: Size = (1, 1, 1)
     tissue_frac: float = 1.0
+    seen_frac: float = 1.0
+    counts_range: tuple[float, float] = (0.0, 0.0)
 
     def apply(
         self, tile: Volume, origin: Sequence[int] = (0, 0, 0), *, clip: bool = True
@@ -125,7 +135,7 @@ class Levels:
 
     def _scale(self, tile: Volume, origin: Sequence[int], scaled: Float[np.ndarray, "z y x"]) -> None:
         """Writes a scaled tile."""
-        in_octaves = self.scale.name in ("local", "log_ratio")
+        in_octaves = self.scale.name in RATIOS
         if in_octaves:
             scaled[...] = log_counts(tile, self.scale.offset_counts)
             scaled -= np.float32(self.level) if self.background is None else self._around(tile.shape, origin)
@@ -135,7 +145,7 @@ class Levels:
             low, span = self.low, self.high - self.low if self.high > self.low else 1.0
         scaled -= np.float32(low)
         scaled /= np.float32(span)
-        if in_octaves:
+        if in_octaves and self.scale.offset_counts >= 0.0:
             # Where nothing was recorded (a volume padded with zeros) there is no edge to be seen: it is background.
             np.putmask(scaled, tile == 0, np.float32(BACKGROUND))
 
@@ -187,6 +197,36 @@ def _logs(counts: Num[np.ndarray, "..."], offset_counts: float) -> Float[np.ndar
 @functools.lru_cache(maxsize=4)
 def _table_of_logs(offset_counts: float) -> Float[np.ndarray, "65536"]:
     return _logs(np.arange(2**16), offset_counts)
+
+
+def check_seen(levels: Levels) -> Levels:
+    """The levels again, of a volume in which the scale sees something.
+
+    The scales of ratios take the logarithm of counts, of one count at least. A volume that was scaled to [0, 1], or
+    whose counts begin at a negative offset, would be the same everywhere.
+
+    Raises:
+        ScaleError: fewer than `LEAST_SEEN` of its voxels differ on the scale, though the volume is not constant.
+    """
+    low, high = levels.counts_range
+    if levels.seen_frac >= LEAST_SEEN or low == high:
+        return levels
+    offset = levels.scale.offset_counts
+    raise ScaleError(
+        f"its values from {low:g} to {high:g} are nearly all below {offset + 1:g}, where data.scale "
+        f"{levels.scale.name!r} (the logarithm of counts above a camera offset of {offset:g}) sees no difference. Give "
+        "the counts as the microscope wrote them, in training and prediction; or train with --config.data.scale=z_score"
+        + (f" or --config.data.camera_offset={math.floor(low)}" if low < 0 else "")
+    )
+
+
+@contextlib.contextmanager
+def naming(source: object) -> Iterator[None]:
+    """Puts the name of a file before the message of a ScaleError that is raised in the block."""
+    try:
+        yield
+    except ScaleError as error:
+        raise ScaleError(f"{source}: {error}") from None
 
 
 def levels_of(facts: dict[str, Any], background: Map | None) -> Levels:

@@ -49,6 +49,7 @@ class Survey:
         # Exact: a block has far fewer than the 2^24 voxels up to which float32 counts.
         self._counts = np.zeros(grid, np.float32)
         self._squares = np.zeros(grid if z_score else (0, 0, 0), np.float64)
+        self._recorded, self._seen, self._range = 0, 0, (math.inf, -math.inf)
         self._levels: Levels | None = None
 
     def add(self, tile: Volume, origin: Sequence[int] = (0, 0, 0)) -> None:
@@ -60,6 +61,10 @@ class Survey:
         self._counts[where] += _block_sums(np.ones((1, 1, 1)), origin, self.block, shape=tile.shape)[1]
         if z_score:
             self._squares[where] += _block_sums(logs.astype(np.float64) ** 2, origin, self.block)[1]
+        elif tile.size:
+            self._recorded += np.count_nonzero(tile)
+            self._seen += np.count_nonzero(logs)  # the logarithm of one count, below which none is told apart, is 0
+            self._range = (min(self._range[0], float(tile.min())), max(self._range[1], float(tile.max())))
 
     def levels(self) -> Levels:
         """What was measured; no tile can be added after that.
@@ -92,7 +97,17 @@ class Survey:
         if self.scale.name == "local" and fixed is None:
             background = self._background(means, tissue, tissue & ~inner, level)
         low, high = (self.scale.offset_counts + 2.0 ** (level + octave) for octave in OCTAVES)
-        return Levels(self.scale, low, high, level, background, self.block, share)
+        return Levels(
+            self.scale,
+            low,
+            high,
+            level,
+            background,
+            self.block,
+            share,
+            self._seen / max(self._recorded, 1),
+            self._range,
+        )
 
     def _means(self) -> Map:
         """Of each block; where sums are of that type already, they become the means."""

@@ -50,7 +50,7 @@ def write_pairs(
         raise PairsError(f"{store}: labels are of one volume; choose one with --volume: {', '.join(names)}")
     masks = {}
     if labels is not None:
-        masks = {level: open_volume(labels, level=level) for level in {row.level for _, row in rows}}
+        masks = {level: open_volume(labels, level=level, mask=True) for level in {row.level for _, row in rows}}
         for _, row in rows:
             ends = [start + size for start, size in zip(row.origin, row.shape, strict=True)]
             if any(end > size for end, size in zip(ends, masks[row.level].shape, strict=True)):

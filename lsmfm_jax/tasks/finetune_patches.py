@@ -11,11 +11,11 @@ from ml_collections import ConfigDict
 
 from lsmfm_jax.config import ConfigError, recorded_config
 from lsmfm_jax.data.labelled import (
-    VALIDATION_FOLDERS,
     LabelledDataError,
     LabelledFile,
     find_labelled,
     rows_of,
+    side_folders,
     with_classes,
 )
 from lsmfm_jax.data.labelled_sides import Sides, choose_sides
@@ -56,7 +56,7 @@ def read_patches(config: ConfigDict, folder: pathlib.Path, *, print_line: PrintL
 
 
 def annotated_patches(config: ConfigDict, *, print_line: PrintLine = print) -> Patches:
-    """All patches that a segmentation run would draw its sides from, read as it reads them; records nothing.
+    """All patches that a segmentation run would draw its sides from, in counts; records nothing.
 
     They stand on the training side, but for those that folders or names give to the validation.
 
@@ -70,6 +70,8 @@ def annotated_patches(config: ConfigDict, *, print_line: PrintLine = print) -> P
     """
     undrawn = config.copy_and_resolve_references()
     undrawn.data.validation_frac = 0.0
+    # Read for their counts and masks; on which scale they can be seen is for the caller to say.
+    undrawn.data.scale = "percentile"
     patches = _read(undrawn, _sides(undrawn, print_line=print_line))
     describe_labels(config, patches, print_line)
     return patches
@@ -111,10 +113,9 @@ def _sides(config: ConfigDict, *, print_line: PrintLine, earlier: bool = False) 
         raise ConfigError("data.folder: ''; name the folder or the store of labelled patches")
     root = pathlib.Path(data.folder)
     found: Sequence[LabelledFile] | Sides
-    if (root / "train").is_dir():
-        held_out = [root / name for name in VALIDATION_FOLDERS if (root / name).is_dir()]
-        validation = _find(config, held_out[0], earlier=earlier) if held_out else []
-        found = Sides(tuple(_find(config, root / "train", earlier=earlier)), tuple(validation))
+    if given := side_folders(root):
+        validation = _find(config, given[1], earlier=earlier) if given[1] else []
+        found = Sides(tuple(_find(config, given[0], earlier=earlier)), tuple(validation))
     else:
         found = _find(config, root, earlier=earlier)
     sides = choose_sides(

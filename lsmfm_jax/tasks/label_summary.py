@@ -26,7 +26,11 @@ def describe_labels(config: ConfigDict, patches: Patches, print_line: PrintLine)
         found = sorted({value for patch in patches.train for value, _ in patch.label_counts})
         named = tuple(config.data.foreground_labels)
         wanted = f"; none of data.foreground_labels {named} occurs in them, but {_listed(found)}" if named else ""
-        raise LabelledDataError(f"the masks of all training patches are empty: there is nothing to learn from{wanted}")
+        names = ", ".join(patch.name for patch in patches.train[:5]) + (", ..." if len(patches.train) > 5 else "")
+        raise LabelledDataError(
+            f"{config.data.folder}: the masks of all training patches are empty: there is nothing to learn from{wanted}"
+            f"; annotate a patch that has foreground (now {names})"
+        )
 
 
 def suggest_plan(config: ConfigDict, patches: Patches, print_line: PrintLine) -> None:

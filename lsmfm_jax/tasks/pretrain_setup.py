@@ -17,6 +17,7 @@ from lsmfm_jax.models.tensor_limits import check_map_sizes
 from lsmfm_jax.models.text import trainable_text_rules
 from lsmfm_jax.models.text_directory import LoadedText, load_text_tower
 from lsmfm_jax.models.tiny_bert import build_tiny_bert
+from lsmfm_jax.scale import RATIOS
 from lsmfm_jax.store.reader import PatchStore
 from lsmfm_jax.tasks.inputs import configured_scale
 from lsmfm_jax.tasks.pretrain import pretraining_task
@@ -53,6 +54,7 @@ def pretraining_setup(config: ConfigDict, folder: pathlib.Path, *, print_line: C
     if not config.data.stores:
         raise ConfigError("data.stores: (); name at least one patch store made by `lsmfm data ingest`")
     stores = [PatchStore.open(path) for path in config.data.stores]
+    _check_counts(config, stores)
     split = _split(config, stores, folder)
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,6 +98,23 @@ def _check_sizes(config: ConfigDict) -> None:
         check_map_sizes(backbone, size, batch=at_a_time, devices=jax.device_count())
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _check_counts(config: ConfigDict, stores: Sequence[PatchStore]) -> None:
+    """Refuses stores in which a scale of ratios would show most patches the same everywhere."""
+    scale = configured_scale(config)
+    if scale.name not in RATIOS:
+        return
+    rows = [row for store in stores for row in store.rows]
+    unseen = [row for row in rows if row.minimum < row.maximum <= scale.offset_counts + 1.0]
+    if 2 * len(unseen) > len(rows):
+        first = unseen[0]
+        raise ConfigError(
+            f"data.stores: {len(unseen)} of {len(rows)} patches, such as {first.file} with values from "
+            f"{first.minimum:g} to {first.maximum:g}, have none above {scale.offset_counts + 1:g}, where data.scale "
+            f"{scale.name!r}, a logarithm of counts, sees no difference; ingest the counts as the microscope wrote "
+            "them, or set data.scale to z_score (in pretraining and finetuning alike)"
+        )
 
 
 def _start(config: ConfigDict, folder: pathlib.Path) -> Weights | None:

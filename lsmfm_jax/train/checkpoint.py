@@ -22,6 +22,7 @@ from lsmfm_jax.train.checkpoint_checks import (
     hash_files,
     record_hash,
     remove_halves,
+    without_warnings_of_orbax,
 )
 from lsmfm_jax.train.fingerprints import fingerprints
 from lsmfm_jax.train.processes import any_process, wait_for_all
@@ -276,7 +277,7 @@ def read_part(folder: pathlib.Path, step: int, names: tuple[str, ...] | None) ->
     place = (folder / str(step)).absolute()
     try:
         meta = json.loads((place / "meta" / "metadata").read_text())
-        with ocp.PyTreeCheckpointer() as reader:
+        with without_warnings_of_orbax(), ocp.PyTreeCheckpointer() as reader:
             tree = reader.metadata(place / "state").item_metadata.tree
             wanted = dict(tree) if names is None else {name: tree[name] for name in names}
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)

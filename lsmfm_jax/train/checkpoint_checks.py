@@ -1,10 +1,13 @@
 """Which checkpoints a folder holds, and whether each is whole: hashes of its files, fingerprints of its leaves."""
 
+import contextlib
 import json
+import logging
 import pathlib
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from lsmfm_jax.errors import os_reason
@@ -99,3 +102,19 @@ def differing_leaves(place: pathlib.Path, state: PyTree, meta: dict[str, Any], *
     if not damaged and record.pop("checksum", None) != record_hash(record):
         return [f"{place}: its record is damaged"]
     return damaged
+
+
+@contextlib.contextmanager
+def without_warnings_of_orbax() -> Iterator[None]:
+    """Leaves out what Orbax says at every read of a part of a checkpoint: that its own file layout has no metadata."""
+    log = logging.getLogger("absl")
+
+    # A filter of its own, and no level that is set back: threads read at the same time.
+    def serious(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    log.addFilter(serious)
+    try:
+        yield
+    finally:
+        log.removeFilter(serious)

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from lsmfm_jax.config.load import as_json, differences
 from lsmfm_jax.errors import LsmfmError
 from lsmfm_jax.files import DamagedFile, read_json
+from lsmfm_jax.store.reader import HEADER
 from lsmfm_jax.train.checkpoint_checks import committed_steps
 from lsmfm_jax.train.records import damaged_records
 
@@ -16,15 +17,29 @@ class ResumeError(LsmfmError, RuntimeError):
     """A run folder that does not belong to this configuration; the message shows the difference."""
 
 
+def check_place(folder: pathlib.Path) -> None:
+    """Refuses what cannot become the folder of a run, before anything is written there.
+
+    Raises:
+        ResumeError: a file, or a patch store.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ResumeError(f"{folder}: a file, and a run is a folder: name another --workdir")
+    if (folder / HEADER).is_file():
+        raise ResumeError(
+            f"{folder}: a patch store, and a run would write between its patches: name another --workdir, and the "
+            "store in data.stores or data.folder"
+        )
+
+
 def check_run_folder(config: ConfigDict, folder: pathlib.Path, *, allow_change: bool = False) -> bool:
     """Whether the folder holds a run to be continued.
 
     Raises:
-        ResumeError: it holds a run of another configuration, and that was not allowed by name.
+        ResumeError: it holds a run of another configuration, and that was not allowed by name; or as `check_place`.
     """
     file = folder / "config.json"
-    if folder.exists() and not folder.is_dir():
-        raise ResumeError(f"{folder}: a file, and a run is a folder: name another --workdir")
+    check_place(folder)
     if not file.exists():
         return False
     damaged = damaged_records(folder, kept_only=True)

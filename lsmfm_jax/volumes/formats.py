@@ -14,7 +14,18 @@ Size = tuple[float, float, float]
 # No light-sheet voxel is coarser than this or finer than that; a header that says so means another unit.
 COARSEST_UM = 100.0
 FINEST_UM = 0.05
-MICROMETRES = {"mm": 1e3, "micron": 1.0, "meter": 1e6}
+MICROMETRES = {"nm": 1e-3, "micron": 1.0, "mm": 1e3, "cm": 1e4, "inch": 25400.0, "meter": 1e6}
+# The names that ImageJ has for them, in lower case.
+IMAGEJ_UNITS = {
+    **dict.fromkeys(("um", "µm", "μm", "micrometer", "micrometre", "microns"), "micron"),
+    **dict.fromkeys(("nanometer", "nanometre"), "nm"),
+    **dict.fromkeys(("millimeter", "millimetre"), "mm"),
+    **dict.fromkeys(("centimeter", "centimetre"), "cm"),
+    **dict.fromkeys(("in", "inches", '"'), "inch"),
+    **dict.fromkeys(("m", "metre"), "meter"),
+}
+# What ImageJ calls the unit of an image that nobody calibrated.
+NO_LENGTHS = ("pixel", "pixels", "px", "voxel", "voxels")
 # Sizes outside this range are noise in a header, whatever the unit.
 ABSURD_UM = (1e-4, 1e5)
 # A stack without a named Z axis whose first axis is longer than this is a stack of planes and not of channels.
@@ -158,10 +169,11 @@ def judge_voxel_size(size: Sequence[float], unit: str) -> tuple[Size | None, str
     """Turn a header's voxel size (ZYX, in `unit`) to micrometres, and say how far it can be believed.
 
     Headers often hold the default of 1, no unit, or micrometres under the name of millimetres; such sizes are
-    given as they most likely are meant, with a source that begins with "header (unverified".
+    given as they most likely are meant, with a source that begins with "header (unverified". Without a unit of length a
+    size that no microscope has along some axis, such as the inches of 72 dots each that a printer has, is none.
     """
     size = [float(value) for value in size]
-    if not all(np.isfinite(value) and value > 0 for value in size):
+    if unit in NO_LENGTHS or not all(np.isfinite(value) and value > 0 for value in size):
         return None, "unknown"
     if size == [1.0, 1.0, 1.0]:
         return (1.0, 1.0, 1.0), "header (unverified: 1, 1, 1 is what stands there by default)"
@@ -171,7 +183,9 @@ def judge_voxel_size(size: Sequence[float], unit: str) -> tuple[Size | None, str
         named = f"unit {unit}" if unit and unit != "unknown" else "no unit"
         factor, meant = (1e3, "millimetres") if max(size) < FINEST_UM else (1.0, "micrometres")
         source = f"header (unverified: {named}, taken as {meant})"
-    elif max(size) * factor > COARSEST_UM >= max(size):
+        if not all(FINEST_UM <= value * factor <= COARSEST_UM for value in size):
+            return None, "unknown"
+    elif max(size) * factor > COARSEST_UM >= max(size) or max(size) * factor < FINEST_UM <= max(size):
         factor, source = 1.0, f"header (unverified: says {unit}, taken as micrometres)"
     # Headers keep 32-bit floats: seven digits are all there is.
     z, y, x = (float(f"{value * factor:.6g}") for value in size)

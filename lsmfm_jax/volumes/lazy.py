@@ -15,11 +15,12 @@ Voxels = tuple[int, int, int]
 
 
 class Wanted(NamedTuple):
-    """Which part of a file a reader is to open: None where the person has not chosen."""
+    """Which part of a file a reader is to open: None where the person has not chosen; whether it is a mask."""
 
     channel: int | None = None
     level: int = 0
     time: int | None = None
+    mask: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -42,6 +42,7 @@ def open_volume(
     level: int = 0,
     time: int | None = None,
     box: Box | None = None,
+    mask: bool = False,
 ) -> LazyVolume:
     """Open one channel of a volume at one level; no voxel is read yet, but of a .nii.gz file.
 
@@ -52,13 +53,14 @@ def open_volume(
         level: of the pyramid, 0 is the finest.
         time: time point counted from 0; None where there is only one.
         box: ZYX slices in voxels of that level, what lies outside is cut off; None for all of it.
+        mask: it is a mask, label image or probability: what a TIFF calls the colours of one plane are planes.
 
     Raises:
         VolumeError: missing, damaged, of an unknown format, not 3D; or there are several channels or time
             points and none was chosen; or there is no such channel, level or box.
     """
     try:
-        opened = _level(os.fspath(path), Wanted(channel, level, time))
+        opened = _level(os.fspath(path), Wanted(channel, level, time, mask))
         inside = _inside(box, opened.shape)
     except Unreadable as error:
         raise VolumeError(os.fspath(path), error.reason, error.hint) from None

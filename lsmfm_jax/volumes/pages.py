@@ -10,7 +10,7 @@ import numpy as np
 from lsmfm_jax.volumes.axes import Stored, level_of
 from lsmfm_jax.volumes.formats import Unreadable
 from lsmfm_jax.volumes.lazy import Level, Wanted, choose
-from lsmfm_jax.volumes.tiff import open_image
+from lsmfm_jax.volumes.tiff import open_image, planes_of_mask
 
 
 def open_tiff(path: pathlib.Path, wanted: Wanted) -> Level:
@@ -25,7 +25,7 @@ def open_tiff(path: pathlib.Path, wanted: Wanted) -> Level:
     levels = list(series.levels)
     number = choose(wanted.level, len(levels), what="level", option="--level")
     finest, series = levels[0], levels[number]
-    axes = _named(series.axes, series.shape)
+    axes = _named(planes_of_mask(series.axes, series.shape) if wanted.mask else series.axes, series.shape)
     stored = _mapped(series, axes) or _paged(series, axes)
     level = level_of(stored, wanted, levels=len(levels))
     if size is not None and number:

@@ -73,6 +73,7 @@ def read_volume(
     axes: str | None = None,
     series: int | None = None,
     nan_fill: float | None = None,
+    mask: bool = False,
 ) -> Volume:
     """Read an image file, its channels taken apart.
 
@@ -88,6 +89,8 @@ def read_volume(
         axes: what the axes are in the file's own order, such as `CZYX` (for NIfTI `XYZ` is usual).
         series: which image of a TIFF with several, from 0.
         nan_fill: what stands for NaN, such as 0 for the borders that a registration leaves; by default refused.
+        mask: it is a mask, label image or probability: constant ones are kept, and what a TIFF calls the colours of one
+            plane are planes.
 
     Raises:
         VolumeError: missing, empty, truncated or damaged, of an unknown format, not 3D, larger than the memory,
@@ -97,8 +100,8 @@ def read_volume(
     try:
         if nan_fill is not None and not math.isfinite(nan_fill):
             raise Unreadable(f"nan_fill is {nan_fill}", "give a finite number")
-        decoded = _decode(path, axes=axes, series=series)
-        return _volume(path, decoded, keep_constant=allow_constant, channel=channel, nan_fill=nan_fill)
+        decoded = _decode(path, axes=axes, series=series, mask=mask)
+        return _volume(path, decoded, keep_constant=allow_constant or mask, channel=channel, nan_fill=nan_fill)
     except Unreadable as error:
         raise VolumeError(str(path), error.reason, error.hint, error.blank) from None
     except OSError as error:
@@ -119,6 +122,7 @@ def read_single(
     axes: str | None = None,
     series: int | None = None,
     nan_fill: float | None = None,
+    mask: bool = False,
 ) -> tuple[Shaped[np.ndarray, "z y x"], VolumeInfo]:
     """Read a file of one channel, or one channel of a file; arguments as `read_volume`.
 
@@ -126,7 +130,7 @@ def read_single(
         VolumeError: as `read_volume`, or if there are several channels.
     """
     volume = read_volume(
-        path, allow_constant=allow_constant, channel=channel, axes=axes, series=series, nan_fill=nan_fill
+        path, allow_constant=allow_constant, channel=channel, axes=axes, series=series, nan_fill=nan_fill, mask=mask
     )
     if len(volume.channels) > 1:
         raise VolumeError(
@@ -146,7 +150,7 @@ def checked_array(array: Any, *, name: str = "the array", allow_constant: bool =
         allow_constant: take a volume whose voxels are all the same.
 
     Raises:
-        VolumeError: not of three axes, without a voxel, not of numbers, with NaN or Inf, or constant.
+        VolumeError: not of three axes, without a voxel, not of numbers, masked, with NaN or Inf, or constant.
     """
     if isinstance(array, str | pathlib.Path):
         raise VolumeError(name, f"it is the name {str(array)!r}", "read the file first, and give its voxels")
@@ -154,6 +158,10 @@ def checked_array(array: Any, *, name: str = "the array", allow_constant: bool =
         voxels = np.asarray(array)
     except (ValueError, TypeError) as error:
         raise VolumeError(name, f"it is no array ({one_line(error)})", "give a NumPy array (Z, Y, X)") from None
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        # What lies under the mask would be seen as if it were there.
+        hint = "fill them, as with array.filled(0)"
+        raise VolumeError(name, f"{int(np.ma.getmaskarray(array).sum())} of its voxels are masked", hint)
     if voxels.ndim != 3:
         hint = "give one channel as (Z, Y, X), such as array[0] of (C, Z, Y, X)"
         raise VolumeError(name, f"its shape is {voxels.shape}, with {voxels.ndim} axes in place of 3", hint)
@@ -181,10 +189,10 @@ def write_nifti(path: str | pathlib.Path, array: Shaped[np.ndarray, "z y x"], *,
     nifti.write_nifti(path, array, affine=affine, header=header)
 
 
-def _decode(path: pathlib.Path, *, axes: str | None, series: int | None) -> Decoded:
+def _decode(path: pathlib.Path, *, axes: str | None, series: int | None, mask: bool) -> Decoded:
     name = path.name.lower()
     if name.endswith((".tif", ".tiff")):
-        return read_tiff(path, axes=axes, series=series)
+        return read_tiff(path, axes=axes, series=series, mask=mask)
     if series not in (None, 0):
         raise Unreadable(f"series {series} was asked for", "only TIFF files hold several images")
     if name.endswith((".nii", ".nii.gz")):

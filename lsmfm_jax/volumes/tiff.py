@@ -15,6 +15,7 @@ import numpy as np
 import tifffile
 
 from lsmfm_jax.volumes.formats import (
+    IMAGEJ_UNITS,
     MOST_CHANNELS,
     Decoded,
     Size,
@@ -28,13 +29,17 @@ from lsmfm_jax.volumes.formats import (
 )
 from lsmfm_jax.volumes.ome import ome_files, ome_voxel_size, promised_planes
 
-IMAGEJ_UNITS = {"um": "micron", "µm": "micron", "micrometer": "micron", "micrometre": "micron", "microns": "micron"}
 UNCOMPRESSED = 1
 LISTED = 6
 _NAME_THE_AXES = "say which axes they are (lsmfm data ingest --axes), or save one volume a file"
 
+_NAME_THE_PLANES = (
+    "if they are planes, say so: tifffile.imwrite(NAME, array, photometric='minisblack', metadata={'axes': 'ZYX'}), or "
+    "save it as NIfTI or .npy"
+)
 
-def read_tiff(path: pathlib.Path, *, axes: str | None = None, series: int | None = None) -> Decoded:
+
+def read_tiff(path: pathlib.Path, *, axes: str | None = None, series: int | None = None, mask: bool = False) -> Decoded:
     """Read the image of a TIFF; of a multi-file OME-TIFF the whole image, whichever of its files is named.
 
     The axis that is neither Y, X nor channel is Z.
@@ -43,6 +48,7 @@ def read_tiff(path: pathlib.Path, *, axes: str | None = None, series: int | None
         path: the file.
         axes: what the axes longer than one are, such as `CZYX`; by default those that the file names.
         series: which of several images to read; by default the only one.
+        mask: it is a mask, label image or probability, which has no colours: see `planes_of_mask`.
 
     Raises:
         Unreadable: not TIFF, damaged, with planes that are missing or belong to nothing, with several images and no
@@ -58,7 +64,8 @@ def read_tiff(path: pathlib.Path, *, axes: str | None = None, series: int | None
                 _check_planes(file, image, number)
                 pixels = image.asarray()
                 size, source = _voxel_size(file, number)
-                array, notes = _to_czyx(pixels, image.axes, axes)
+                named = planes_of_mask(image.axes, pixels.shape) if mask else image.axes
+                array, notes = _to_czyx(pixels, named, axes)
                 array, alpha = _without_alpha(array, image)
         except Unreadable:
             raise
@@ -170,6 +177,16 @@ def _check_segments(page: Any, keyframe: Any) -> None:
             )
 
 
+def planes_of_mask(named: str, shape: tuple[int, ...]) -> str:
+    """The axes of a mask: what stands before Y and X as colours, with no Z beside it, is the planes.
+
+    tifffile writes an array of 3 or 4 planes whose axes nobody names as the colours of one plane, and a mask has none.
+    Colours behind Y and X stay colours: those are pictures.
+    """
+    deep = any(size > 1 for axis, size in zip(named, shape, strict=True) if axis not in "YXS")
+    return named.replace("SYX", "ZYX") if named.endswith("SYX") and not deep else named
+
+
 def _to_czyx(pixels: np.ndarray, named: str, axes: str | None) -> tuple[np.ndarray, tuple[str, ...]]:
     """Bring the pixels to (C, Z, Y, X) by the names that the file, or a person, gives to the axes.
 
@@ -203,6 +220,8 @@ def _to_czyx(pixels: np.ndarray, named: str, axes: str | None) -> tuple[np.ndarr
         order = [long.index(axis) for axis in (*colour, "Y", "X")]
         note = f"{what}, without Z: {colour[0]} is taken as Z"
         return _solid(pixels.transpose(order)[None], what), (note,)
+    if not depth and colour == ["S"]:
+        raise Unreadable(f"{what}: the colours (S) of a single plane", _NAME_THE_PLANES)
     if len(depth) == 2 and not colour and set(depth) <= set("QIZ") and depth != ["Z", "Z"]:
         found = _unnamed_channel(pixels, long)
         if found is not None:
@@ -246,7 +265,7 @@ def _voxel_size(file: Any, number: int) -> tuple[Size | None, str]:
         return ome_voxel_size(file.ome_metadata, number)
     description, tags = file.imagej_metadata, file.pages[0].tags
     try:
-        unit = str(description.get("unit", "unknown")).replace("\\u00B5", "µ")
+        unit = str(description.get("unit", "unknown")).replace("\\u00B5", "µ").strip().lower()
         y, x = (tags[name].value[1] / tags[name].value[0] for name in ("YResolution", "XResolution"))
         return judge_voxel_size((float(description["spacing"]), y, x), IMAGEJ_UNITS.get(unit, unit))
     # Not ImageJ's, or without a resolution, or with one of 1/0.
