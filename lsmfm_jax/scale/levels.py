@@ -20,8 +20,10 @@ OCTAVES = (-1.0, 4.0)
 DEVIATIONS = (-3.0, 12.0)
 # What the background becomes.
 BACKGROUND = -OCTAVES[0] / (OCTAVES[1] - OCTAVES[0])
-# Of a volume that a scale of ratios can be used for, at least this share of the voxels is above one count.
+# A scale of ratios is for volumes of which at least this share of the voxels is above one count, or which are padded.
 LEAST_SEEN = 1e-3
+# What counts of a microscope reach where there is anything, above the camera's offset.
+LEAST_COUNTS = 16.0
 # Tiles are scaled so many voxels at a time, which stay in the processor's cache from one operation to the next.
 _VOXELS_AT_A_TIME = 2**17
 
@@ -206,12 +208,14 @@ def check_seen(levels: Levels) -> Levels:
     whose counts begin at a negative offset, would be the same everywhere.
 
     Raises:
-        ScaleError: fewer than `LEAST_SEEN` of its voxels differ on the scale, though the volume is not constant.
+        ScaleError: fewer than `LEAST_SEEN` of its voxels differ on the scale, though the volume is not constant, and
+            its values are not those of a few structures among zeros.
     """
     low, high = levels.counts_range
-    if levels.seen_frac >= LEAST_SEEN or low == high:
-        return levels
     offset = levels.scale.offset_counts
+    sparse = low >= offset and high >= offset + LEAST_COUNTS
+    if levels.seen_frac >= LEAST_SEEN or low == high or sparse:
+        return levels
     raise ScaleError(
         f"its values from {low:g} to {high:g} are nearly all below {offset + 1:g}, where data.scale "
         f"{levels.scale.name!r} (the logarithm of counts above a camera offset of {offset:g}) sees no difference. Give "
