@@ -281,6 +281,13 @@ def test_what_a_run_adds_to_its_network_is_printed_since_the_file_has_no_place_f
     (line,) = (line for line in export_run(tmp_path / "run", tmp_path / "net.pt") if line.startswith("NOT in the file"))
     for part in ("0.25 times the network's logit + 2 times the scaled voxel", "0.5, -0.25, 0.125", "1, 2, 4", "+ -2,"):
         assert part in line
+    finetuned(
+        networks, tmp_path / "alone", "unet", "segment", head, voxel_classifier=voxels, network_left_out={}, **cuts
+    )
+    lines = export_run(tmp_path / "alone", tmp_path / "alone.pt")
+    assert any(
+        "takes nothing of the network, which made the validation patches worse, but 2 times" in one for one in lines
+    )
     # The calibration is in that line, and must not be in the file a second time; the network's own cut is in the file.
     np.testing.assert_allclose(read_torch_file(tmp_path / "net_head.pt").state["bias"], head["bias"] - 0.5, atol=1e-6)
 

@@ -138,12 +138,14 @@ def beside_the_network(record: Mapping[str, Any]) -> list[str]:
     if not voxels:
         return []
     shift, sigmas = float(record.get("logit_shift", 0.0)), ", ".join(f"{one:g}" for one in voxels.get("sigmas", SIGMAS))
-    share = 0.0 if "network_left_out" in record else float(voxels["network_weight"])
     first, *others = (f"{weight:.6g}" for weight in voxels["weights"])
+    network = f"{voxels['network_weight']:g} times the network's logit + "
+    if "network_left_out" in record:
+        network = "nothing of the network, which made the validation patches worse, but "
     return [
-        f"NOT in the file: the run's regression of voxels. lsmfm predict takes {share:g} times the "
-        f"network's logit + {first} times the scaled voxel + {', '.join(others)} times its Gaussian means (sigma "
-        f"{sigmas} voxels) + {voxels['bias'] + shift:.6g}, and calls foreground what is above 0"
+        f"NOT in the file: the run's regression of voxels. lsmfm predict takes {network}{first} times the scaled voxel "
+        f"+ {', '.join(others)} times its Gaussian means (sigma {sigmas} voxels) + {voxels['bias'] + shift:.6g}, and "
+        "calls foreground what is above 0"
     ]
 
 
