@@ -5,7 +5,8 @@ python benchmarks/network_weight.py --folder PATCHES --runs WORK/scratch-1 WORK/
 
 `segment_unet` adds a share of the network's logit to that of a threshold and a regression of voxels. Here shares from
 nothing to the network alone are tried on the test patches, for each run and for all runs together (their mean logits,
-the ensemble). Logits that are in LOGITS already are not computed again.
+the ensemble). Logits that are in LOGITS already are not computed again. With `--validate`, validation patches,
+there is one more row: a network that makes them worse is left out, as `lsmfm finetune` decides at its end.
 """
 
 import pathlib
@@ -29,6 +30,7 @@ from lsmfm_jax.volumes.read import read_single
 
 WEIGHTS = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0, 2.0, 4.0)
 ALONE, ENSEMBLE = "network alone", "ensemble"
+DECIDED, COUNTS = "left out where worse", "weight 0.25"
 
 
 class Logits(NamedTuple):
@@ -76,6 +78,15 @@ def scored(found: Sequence[Logits], patches: Sequence[str]) -> dict[str, few_sho
     }
 
 
+def helps(found: Sequence[Logits]) -> bool:
+    """Whether the network, with the weight that the recipes give it, makes these patches no worse on average."""
+    weight = float(COUNTS.rpartition(" ")[2])
+    with_network, without = (
+        np.mean([dice(one.own + share * one.net > 0, one.truth) for one in found]) for share in (weight, 0.0)
+    )
+    return bool(with_network >= without)
+
+
 def together(runs: Sequence[Sequence[Logits]]) -> list[Logits]:
     """The mean logits of several runs."""
     return [
@@ -90,6 +101,7 @@ def main() -> None:
     parser.add_argument("--folder", type=pathlib.Path, required=True, help="NAME.nii.gz and NAME_label.nii.gz")
     parser.add_argument("--runs", nargs="+", type=pathlib.Path, required=True, help="of one recipe and several seeds")
     parser.add_argument("--test", nargs="+", required=True, metavar="NAME")
+    parser.add_argument("--validate", nargs="*", default=(), metavar="NAME", help="validation patches of the runs")
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder of logits")
     options = parser.parse_args()
     runs = [logits(run, options.folder, options.test, options.work) for run in options.runs]
@@ -107,9 +119,18 @@ def main() -> None:
             "gain_over_one_run": few_shot.gains([ensemble[name]] * len(single), scores),
         }
         print(f"{name}: {methods[name]['test']['dice']}", flush=True)
+    if options.validate:
+        asked = [helps(logits(run, options.folder, options.validate, options.work)) for run in options.runs]
+        scores = [one[COUNTS if helped else "weight 0"] for one, helped in zip(single, asked, strict=True)]
+        methods[DECIDED] = {
+            "test": few_shot.summary(scores),
+            "left_out": [run.name for run, helped in zip(options.runs, asked, strict=True) if not helped],
+            f"gain_over_{COUNTS}": few_shot.gains(scores, [one[COUNTS] for one in single], paired=True),
+        }
+        print(f"{DECIDED}: {methods[DECIDED]}", flush=True)
     facts = outcome.facts("network_weight", device=f"{outcome.cpu_name()}, {outcome.usable_cores()} cores")
     facts["command"] = "benchmarks/network_weight.py"
-    settings = {"runs": [run.name for run in options.runs], "test": options.test}
+    settings = {"runs": [run.name for run in options.runs], "test": options.test, "validate": list(options.validate)}
     outcome.finish({**facts, "settings": settings, "methods": methods}, options.json)
 
 
