@@ -95,18 +95,33 @@ def together(runs: Sequence[Sequence[Logits]]) -> list[Logits]:
     ]
 
 
+def judged(
+    options: Any, runs: Sequence[pathlib.Path]
+) -> tuple[list[dict[str, few_shot.Scores]], list[str], list[list[Logits]]]:
+    """Scores of each run by row, the names of those whose network is left out, and their logits on the test patches."""
+    found = [logits(run, options.folder, options.test, options.work) for run in runs]
+    single, left_out = [scored(one, options.test) for one in found], []
+    if options.validate:
+        for run, rows in zip(runs, single, strict=True):
+            helped = helps(logits(run, options.folder, options.validate, options.work))
+            rows[DECIDED] = rows[COUNTS if helped else "weight 0"]
+            left_out += [] if helped else [run.name]
+    return single, left_out, found
+
+
 def main() -> None:
     """Judges the runs that the command line names."""
     parser = outcome.parser(__doc__)
     parser.add_argument("--folder", type=pathlib.Path, required=True, help="NAME.nii.gz and NAME_label.nii.gz")
     parser.add_argument("--runs", nargs="+", type=pathlib.Path, required=True, help="of one recipe and several seeds")
+    parser.add_argument("--than", nargs="*", type=pathlib.Path, default=(), help="as many others, compared one by one")
     parser.add_argument("--test", nargs="+", required=True, metavar="NAME")
     parser.add_argument("--validate", nargs="*", default=(), metavar="NAME", help="validation patches of the runs")
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder of logits")
     options = parser.parse_args()
-    runs = [logits(run, options.folder, options.test, options.work) for run in options.runs]
-    single = [scored(run, options.test) for run in runs]
+    single, left_out, runs = judged(options, options.runs)
     ensemble = scored(together(runs), options.test)
+    others = judged(options, options.than)[0] if options.than else None
     methods: dict[str, Any] = {}
     for name in single[0]:
         scores = [one[name] for one in single]
@@ -114,23 +129,21 @@ def main() -> None:
             "test": few_shot.summary(scores),
             "gain_over_weight_0": few_shot.gains(scores, [one["weight 0"] for one in single]),
         }
-        methods[f"{ENSEMBLE}, {name}"] = {
-            "test": few_shot.summary([ensemble[name]]),
-            "gain_over_one_run": few_shot.gains([ensemble[name]] * len(single), scores),
-        }
+        if others is not None:
+            methods[name]["gain_over_other_runs"] = few_shot.gains(scores, [one[name] for one in others], paired=True)
+        if name in ensemble:
+            methods[f"{ENSEMBLE}, {name}"] = {
+                "test": few_shot.summary([ensemble[name]]),
+                "gain_over_one_run": few_shot.gains([ensemble[name]] * len(single), scores),
+            }
         print(f"{name}: {methods[name]['test']['dice']}", flush=True)
     if options.validate:
-        asked = [helps(logits(run, options.folder, options.validate, options.work)) for run in options.runs]
-        scores = [one[COUNTS if helped else "weight 0"] for one, helped in zip(single, asked, strict=True)]
-        methods[DECIDED] = {
-            "test": few_shot.summary(scores),
-            "left_out": [run.name for run, helped in zip(options.runs, asked, strict=True) if not helped],
-            f"gain_over_{COUNTS}": few_shot.gains(scores, [one[COUNTS] for one in single], paired=True),
-        }
-        print(f"{DECIDED}: {methods[DECIDED]}", flush=True)
+        scores, usual = ([one[name] for one in single] for name in (DECIDED, COUNTS))
+        methods[DECIDED] |= {"left_out": left_out, f"gain_over_{COUNTS}": few_shot.gains(scores, usual, paired=True)}
     facts = outcome.facts("network_weight", device=f"{outcome.cpu_name()}, {outcome.usable_cores()} cores")
     facts["command"] = "benchmarks/network_weight.py"
     settings = {"runs": [run.name for run in options.runs], "test": options.test, "validate": list(options.validate)}
+    settings["than"] = [run.name for run in options.than]
     outcome.finish({**facts, "settings": settings, "methods": methods}, options.json)
 
 
