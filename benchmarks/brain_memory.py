@@ -113,7 +113,7 @@ def memory_ratio(cases: list[dict[str, Any]]) -> dict[str, float]:
     return {"all": round(last["peak_bytes"] / first["peak_bytes"], 3)} | {n: round(r, 3) for n, r in ratios.items()}
 
 
-def _copy(checkpoint: pathlib.Path, *, window: tuple[int, int, int], flips: bool) -> Any:
+def _copy(checkpoint: pathlib.Path, *, window: tuple[int, int, int], flips: bool, xla: str | None) -> Any:
     """A predictor whose map is what the network would see: bright voxels are foreground."""
     from lsmfm_jax.predict.network import Predictor
     from lsmfm_jax.scale import Scale

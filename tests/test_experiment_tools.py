@@ -178,8 +178,8 @@ def test_a_wrong_file_is_refused_with_what_is_allowed(tool, before, after, said)
 
 
 def test_an_unknown_tool_is_refused_with_those_that_are_known():
-    with pytest.raises(ExperimentError, match=r"nnunet: neither a tool of the package .*cellpose3"):
-        read_tool("nnunet")
+    with pytest.raises(ExperimentError, match=r"ilastik: neither a tool of the package .*cellpose3"):
+        read_tool("ilastik")
 
 
 def test_labels_become_what_a_tool_learns_from():

@@ -16,6 +16,7 @@ from lsmfm_jax.data.labels import label_values
 from lsmfm_jax.predict.inputs import PredictionError
 from lsmfm_jax.predict.network import Predictor, predictor_of
 from lsmfm_jax.predict.windows import Size, WindowFunction
+from lsmfm_jax.tasks.segment import LEFT_OUT
 from lsmfm_jax.train.weights import Weights, read_weights
 
 
@@ -54,6 +55,7 @@ def load_ensemble(
     flips: bool = False,
     uncertainty: bool = False,
     xla: str | None = None,
+    always_network: bool = False,
 ) -> Predictor | Ensemble:
     """Reads one finetuned run, or several that predict together.
 
@@ -63,6 +65,7 @@ def load_ensemble(
         flips: average over the eight flips of each window; several runs each do.
         uncertainty: of a single run with `flips`, take the flips for members, which gives an uncertainty.
         xla: flags of the compiler, a mode of `train.xla`; None: that of each run.
+        always_network: networks count even where their run leaves them out of predictions (`predict.network_share`).
 
     Returns:
         The predictor of a single run, exactly as `load_predictor`, or else an ensemble.
@@ -72,6 +75,9 @@ def load_ensemble(
         CheckpointError: there is no run, or it is damaged.
     """
     weights = [read_weights(checkpoint) for checkpoint in checkpoints]
+    if always_network:
+        for one in weights:
+            one.record.pop(LEFT_OUT, None)
     return ensemble_of(weights, checkpoints, window=window, flips=flips, uncertainty=uncertainty, xla=xla)
 
 

@@ -59,8 +59,3 @@ def leave_out_where_worse(run: pathlib.Path, *, print_line: PrintLine = print) -
 def without_network(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a run that predicts by threshold and regression alone."""
     return {**record, LEFT_OUT: {}}
-
-
-def with_network(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a run whose network counts, whatever was decided."""
-    return {key: value for key, value in record.items() if key != LEFT_OUT}

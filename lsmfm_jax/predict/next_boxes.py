@@ -9,17 +9,15 @@ import numpy as np
 
 from lsmfm_jax.files import refuse_foreign, replacing_folder
 from lsmfm_jax.predict.box_choice import Size, best_boxes, round_robin
-from lsmfm_jax.predict.ensemble import Ensemble, ensemble_of
+from lsmfm_jax.predict.ensemble import Ensemble, load_ensemble
 from lsmfm_jax.predict.in_memory import Settings, segment
 from lsmfm_jax.predict.inputs import Case, PredictionError, find_cases
 from lsmfm_jax.predict.network import Predictor
-from lsmfm_jax.predict.network_share import with_network
 from lsmfm_jax.predict.next_boxes_picture import draw_boxes
 from lsmfm_jax.predict.proposal import Proposal
 from lsmfm_jax.predict.table import Row, write_table
 from lsmfm_jax.predict.uncertainty import binary_entropy
 from lsmfm_jax.scale import naming
-from lsmfm_jax.train.weights import read_weights
 from lsmfm_jax.volumes.names import describe_volumes, volume_of
 from lsmfm_jax.volumes.read import VolumeInfo, read_single, write_nifti
 
@@ -91,11 +89,10 @@ def propose_boxes(
 
 def _segmentation(checkpoints: Sequence[pathlib.Path], *, window: Size | None, flips: bool) -> Predictor | Ensemble:
     """The runs as one, with an uncertainty where there are several or flips."""
-    found = [read_weights(checkpoint) for checkpoint in checkpoints]
     # What networks do not know yet is the question, also of those that predictions leave out for now.
-    weights = [one._replace(record=with_network(one.record)) for one in found]
-    single = len(checkpoints) == 1
-    predictor = ensemble_of(weights, checkpoints, window=window, flips=flips, uncertainty=flips and single)
+    predictor = load_ensemble(
+        checkpoints, window=window, flips=flips, uncertainty=flips and len(checkpoints) == 1, always_network=True
+    )
     if predictor.task != "segment":
         raise PredictionError(f"{checkpoints[0]}: a run of task {predictor.task!r}; boxes are proposed by segmentation")
     return predictor
