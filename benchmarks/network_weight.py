@@ -78,13 +78,10 @@ def scored(found: Sequence[Logits], patches: Sequence[str]) -> dict[str, few_sho
     }
 
 
-def helps(found: Sequence[Logits]) -> bool:
-    """Whether the network, with the weight that the recipes give it, makes these patches no worse on average."""
-    weight = float(COUNTS.rpartition(" ")[2])
-    with_network, without = (
-        np.mean([dice(one.own + share * one.net > 0, one.truth) for one in found]) for share in (weight, 0.0)
-    )
-    return bool(with_network >= without)
+def helps(rows: dict[str, few_shot.Scores]) -> bool:
+    """Whether the network, with the weight that the recipes give it, makes patches no worse on average."""
+    means = {name: np.mean([scores["dice"] for scores in rows[name].values()]) for name in (COUNTS, "weight 0")}
+    return bool(means[COUNTS] >= means["weight 0"])
 
 
 def together(runs: Sequence[Sequence[Logits]]) -> list[Logits]:
@@ -103,7 +100,8 @@ def judged(
     single, left_out = [scored(one, options.test) for one in found], []
     if options.validate:
         for run, rows in zip(runs, single, strict=True):
-            helped = helps(logits(run, options.folder, options.validate, options.work))
+            validation = logits(run, options.folder, options.validate, options.work)
+            helped = helps(scored(validation, options.validate))
             rows[DECIDED] = rows[COUNTS if helped else "weight 0"]
             left_out += [] if helped else [run.name]
     return single, left_out, found

@@ -19,6 +19,7 @@ import outcome
 from lsmfm_jax.experiment.cells import gather_patches
 from lsmfm_jax.experiment.commands import CommandFailed, run_once
 from lsmfm_jax.experiment.statistics import summary
+from lsmfm_jax.files import replacing_folder
 
 RUN = outcome.ROOT / "configs" / "experiments" / "tools" / "nnunet_run.py"
 
@@ -29,8 +30,8 @@ def learnt_from(options: Any) -> pathlib.Path:
     if not folder.exists():
         chosen = gather_patches(options.folder, options.learn, options.work / "chosen")
         values = ":".join(",".join(map(str, of)) for of in (options.foreground, options.ignore))
-        folder.mkdir()
-        labelled_mixture.write_part(folder, f"patch={chosen}:{values}", leave_out=())
+        with replacing_folder(folder) as made:
+            labelled_mixture.write_part(made, f"patch={chosen}:{values}", leave_out=())
     return folder
 
 

@@ -4,6 +4,12 @@ A stand-in takes the options that its program takes and names its files as that 
 napari_cellseg3d 0.2.4, cellpose 3.1.1 and 4.2.1); it segments by a threshold.
 """
 
+import os
+import pathlib
+from collections.abc import Mapping
+
+from lsmfm_jax.experiment.tools import environment_of_tool
+
 # One image is written to a file called like the folder that was asked for; several into it; none twice.
 MICRO_SAM = """
 import argparse, glob, os, pathlib
@@ -191,3 +197,12 @@ STAND_INS = {
     "napari_cellseg3d/code_models/instance_segmentation.py": CELLSEG3D_INSTANCES,
     "napari_cellseg3d/dev_scripts/remote_inference.py": CELLSEG3D,
 }
+
+
+def environment_with(packages: Mapping[str, str], folder: pathlib.Path) -> dict[str, str]:
+    """Writes modules into a folder; the variables of a tool's process that finds them there."""
+    for name, text in packages.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return {**environment_of_tool(os.environ), "PYTHONPATH": str(folder)}

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from labelled_toy import write_patches
 from scipy.special import expit
 
 from lsmfm_jax.baselines import PixelClassifier, pixel_logits
@@ -15,28 +16,14 @@ from lsmfm_jax.predict.network_share import leave_out_where_worse
 from lsmfm_jax.predict.next_boxes import _segmentation
 from lsmfm_jax.predict.windows import blend_windows
 from lsmfm_jax.train.records import damaged_record, seal_records
-from lsmfm_jax.volumes.read import read_single, write_nifti
+from lsmfm_jax.volumes.read import read_single
 
 SIZES = ["model.out_channels=4", "model.unet.channels=(4,8)", "model.unet.strides=(2,)"]
 
 
-def _blobs(seed):
-    rng = np.random.default_rng(seed)
-    mask = np.zeros((24, 24, 24), bool)
-    for centre in rng.integers(4, 20, (4, 3)):
-        mask |= sum((axis - at) ** 2 for axis, at in zip(np.indices(mask.shape), centre, strict=True)) < 9
-    return (rng.normal(500, 60, mask.shape) + mask * 200).clip(0).astype(np.uint16), mask.astype(np.uint8)
-
-
 @pytest.fixture(scope="module")
 def patches(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("share") / "patches"
-    folder.mkdir()
-    for number in range(4):
-        image, mask = _blobs(number)
-        write_nifti(folder / f"a_patch_00{number}_vol{number}_ch0.nii.gz", image, like=None)
-        write_nifti(folder / f"a_patch_00{number}_vol{number}_ch0_label.nii.gz", mask, like=None)
-    return folder
+    return write_patches(tmp_path_factory.mktemp("share") / "patches", size=24)
 
 
 def _finetuned(patches, workdir, *keys):

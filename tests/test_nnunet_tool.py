@@ -1,17 +1,17 @@
 """The file and the script for nnU-Net, called with a stand-in that takes what nnunetv2 2.8.1 takes."""
 
 import json
-import os
 import subprocess
 import sys
 
 import nibabel
 import numpy as np
 import pytest
+from outside_stand_ins import environment_with
 
 from lsmfm_jax.data.labelled import find_labelled
 from lsmfm_jax.experiment.tool_files import gather, hand_over
-from lsmfm_jax.experiment.tools import environment_of_tool, filled, read_tool
+from lsmfm_jax.experiment.tools import filled, read_tool
 
 # Planning reads this number for threads of its own and cannot do with none; training takes none for "no workers".
 PLANNING = """
@@ -96,11 +96,7 @@ STAND_INS = {
 @pytest.fixture
 def environment(tmp_path):
     """Variables of a process that finds the stand-in."""
-    for name, text in STAND_INS.items():
-        path = tmp_path / "packages" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return {**environment_of_tool(os.environ), "PYTHONPATH": str(tmp_path / "packages")}
+    return environment_with(STAND_INS, tmp_path / "packages")
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import sys
 import numpy as np
 import pytest
 import tifffile
-from outside_stand_ins import STAND_INS
+from outside_stand_ins import STAND_INS, environment_with
 
 from lsmfm_jax.data.labelled import find_labelled
 from lsmfm_jax.experiment.load import load_experiment
 from lsmfm_jax.experiment.tool_files import gather, hand_over, only_file
-from lsmfm_jax.experiment.tools import PLACES, environment_of_tool, filled, read_tool, tools_folder
+from lsmfm_jax.experiment.tools import PLACES, filled, read_tool, tools_folder
 
 NAMES = sorted(path.stem for path in tools_folder().glob("*.toml"))
 
@@ -20,11 +20,7 @@ NAMES = sorted(path.stem for path in tools_folder().glob("*.toml"))
 @pytest.fixture
 def run(tmp_path):
     """Fills a command of a tool and runs it with the stand-ins in its way."""
-    for name, text in STAND_INS.items():
-        path = tmp_path / "packages" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    own = {**environment_of_tool(os.environ), "PYTHONPATH": str(tmp_path / "packages")}
+    own = environment_with(STAND_INS, tmp_path / "packages")
 
     def call(tool, command, environment=(), **changes):
         places = {name: str(tmp_path / name) for name in ("train", "images", "out")}

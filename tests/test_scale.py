@@ -278,7 +278,7 @@ def test_a_negative_offset_gives_signed_counts_the_values_of_unsigned_ones(name)
 def test_dark_constant_and_padded_volumes_are_no_mistake():
     padded = np.zeros((20, 20, 20), np.uint16)
     padded[3:6, 3:6, 3:6] = 500
-    sparse = np.zeros((30, 30, 30), np.float32)
+    sparse = np.full((30, 30, 30), 0.3, np.float32)
     sparse[9, 9, 9:12] = 40.5  # a deconvolved speck: .01 % of the voxels
     for volume in (padded, sparse, np.zeros((9, 9, 9), np.float32), np.full((9, 9, 9), 0.25, np.float32)):
         check_seen(measure(volume, Scale("local")))

@@ -18,8 +18,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 from jaxtyping import Array, Float, Int
 
-# What a pair of different regions gets added to its score, as in `attention_kernel`.
-FORBIDDEN = -100.0
+from lsmfm_jax.models.attention_kernel import FORBIDDEN
+
 # Within the kernels scores are logarithms to the base 2, for which cards have an instruction.
 LOG2E = 1.4426950408889634
 # The score of tokens that are not there. Not infinite: the difference of two of them must be a number.

@@ -20,7 +20,8 @@ OCTAVES = (-1.0, 4.0)
 DEVIATIONS = (-3.0, 12.0)
 # What the background becomes.
 BACKGROUND = -OCTAVES[0] / (OCTAVES[1] - OCTAVES[0])
-# A scale of ratios is for volumes of which at least this share of the voxels is above one count, or which are padded.
+# Of a volume that a scale of ratios can be used for, at least this share of the voxels is above one count, unless
+# brighter ones stand on a background that is dark everywhere.
 LEAST_SEEN = 1e-3
 # What counts of a microscope reach where there is anything, above the camera's offset.
 LEAST_COUNTS = 16.0
@@ -209,7 +210,7 @@ def check_seen(levels: Levels) -> Levels:
 
     Raises:
         ScaleError: fewer than `LEAST_SEEN` of its voxels differ on the scale, though the volume is not constant, and
-            its values are not those of a few structures among zeros.
+            its values are not those of a few structures on a dark background.
     """
     low, high = levels.counts_range
     offset = levels.scale.offset_counts
